@@ -1,0 +1,89 @@
+"""The runs table: one row a (run, evaluation). Every column and its unit, documented once, here.
+
+`sweep.table` writes these columns; `analysis` reads them. Neither imports the other.
+"""
+
+from dataclasses import dataclass
+
+# Operands as columns. `w`, `a`: the forward product's weights and activations. `kv`, `q`, `p`: attention keys and
+# values, queries, probabilities. `dgrad_*`, `wgrad_*`: the input-gradient and weight-gradient products (Sun et al.
+# 2025 §2: P1 = a, P2 = w, P3 = dgrad_dy, P4 = dgrad_w, P5 = wgrad_dy, P6 = wgrad_x).
+OPERANDS = ("w", "a", "kv", "q", "p", "dgrad_dy", "dgrad_w", "wgrad_dy", "wgrad_x", "embed_w", "head_w", "head_a")
+
+_PER_OPERAND = {
+    "format": ("str", "name of the value grid: bf16, int4, e4m3, mxfp4, ..."),
+    "bits": ("float", "bits per value, without scales (16 for bf16; log2(levels) for odd level counts)"),
+    "exponent": ("float", "exponent bits (8 for bf16, 0 for integers)"),
+    "mantissa": ("float", "mantissa bits (7 for bf16, bits - 1 for integers)"),
+    "scale": ("str", "who shares a scale: none, tensor, channel, group, block"),
+    "group": ("float", "elements that share one scale along the contracted axis; inf for tensor and channel"),
+    "scale_type": ("str", "number format of the scale itself: f32, bf16, e8m0, e4m3"),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the runs table: name, dtype (`str`, `int`, `float`, `bool`) and meaning with its unit."""
+
+    name: str
+    dtype: str
+    meaning: str
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column("run_id", "str", "hash of the canonical experiment tree; equal ids are the same experiment"),
+    Column("name", "str", "the experiment's own name, free text"),
+    Column("evaluation", "str", "trained: at the precision trained at; bf16: unquantized; ptq: after quantization"),
+    Column("status", "str", "done, diverged (loss left the finite numbers) or running"),
+    Column("N_params", "int", "non-embedding parameters (count): everything but embedding table and head"),
+    Column("N_total", "int", "all parameters (count)"),
+    Column("D_tokens", "int", "tokens trained on (count), repetitions included"),
+    Column("D_unique", "int", "distinct tokens among them (count)"),
+    Column("epochs", "float", "D_tokens / D_unique's source size: passes over the training split"),
+    Column("val_loss", "float", "cross entropy on the fixed validation set (nats/token)"),
+    Column("val_loss_se", "float", "standard error of val_loss over validation sequences (nats/token)"),
+    Column("val_tokens", "int", "validation tokens evaluated (count)"),
+    Column("train_loss", "float", "mean training cross entropy over the last 5 % of steps (nats/token)"),
+    Column("recipe", "str", "the precision recipe in its canonical spelling"),
+    Column("execution", "str", "simulated or native"),
+    Column("leaks_future", "bool", "a scale of this recipe is shared over time steps, so positions see later ones"),
+    *(
+        Column(f"{operand}_{field}", dtype, f"{operand}: {meaning}")
+        for operand in OPERANDS
+        for field, (dtype, meaning) in _PER_OPERAND.items()
+    ),
+    Column("ptq_method", "str", "post-training quantization: none, rtn, gptq, awq"),
+    Column("ptq_bits", "float", "bits of the weights after post-training quantization; NaN where there was none"),
+    Column("ptq_group", "float", "elements sharing a scale in post-training quantization; inf: one per channel"),
+    Column("schedule", "str", "learning-rate schedule: cosine, wsd, linear"),
+    Column("learning_rate", "float", "peak learning rate"),
+    Column("final_lr_fraction", "float", "learning rate at the last step / peak"),
+    Column("warmup_steps", "int", "linear warm-up (steps)"),
+    Column("weight_decay", "float", "decoupled weight decay"),
+    Column("batch_tokens", "int", "tokens per optimizer step (count)"),
+    Column("sequence_length", "int", "tokens per sequence (count)"),
+    Column("steps", "int", "optimizer steps done"),
+    Column("seed", "int", "seed of weights and data order; equal seeds are paired arms"),
+    Column("layers", "int", "transformer blocks"),
+    Column("width", "int", "residual stream width"),
+    Column("vocab_size", "int", "tokenizer entries"),
+    Column("dataset", "str", "sha256 of the training tokens, first 12 hex digits"),
+    Column("tokenizer", "str", "sha256 of the tokenizer file, first 12 hex digits"),
+    Column("flops", "float", "training FLOPs by formula, 16-bit-equivalent operations (count)"),
+    Column("tokens_per_second", "float", "median over steps after the first ten, whole job (tokens/s)"),
+    Column("wall_seconds", "float", "wall time in training, over all resumes (s)"),
+    Column("device", "str", "device kind x count"),
+    Column("jax_version", "str", "version of jax"),
+    Column("package_version", "str", "version of precisionlm"),
+    Column("audit_dots", "int", "matrix products in the training step's program that carry a quantized operand"),
+    Column("audit_clipped", "float", "largest share of clipped values over quantized operands"),
+    Column("audit_zeros", "float", "largest share of non-zero values quantized to zero over quantized operands"),
+    Column("audit_relative_mse", "float", "largest mean squared error / mean square over quantized operands"),
+)
+
+NAMES = tuple(column.name for column in COLUMNS)
+
+
+def describe() -> str:
+    """The table's documentation, a line a column."""
+    return "\n".join(f"{c.name} ({c.dtype}): {c.meaning}" for c in COLUMNS)

@@ -1,0 +1,255 @@
+"""The experiment: one typed frozen tree. Strict YAML in, canonical YAML out; run id = hash of what decides results."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from precisionlm.errors import UserError, nearest
+from precisionlm.precision.recipe import parse_recipe
+
+
+class Section(BaseModel):
+    """A part of the tree: frozen, unknown keys are errors, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """A decoder-only transformer; sizes are counts. Letters of the model code in brackets."""
+
+    layers: int = Field(ge=1, description="transformer blocks [L]")
+    width: int = Field(ge=1, description="residual stream [D]")
+    heads: int = Field(ge=1, description="query heads [N]")
+    kv_heads: int | None = Field(None, ge=1, description="key/value heads [K]; as many as query heads if absent")
+    head_size: int | None = Field(None, ge=2, description="[H]; width / heads if absent")
+    mlp_width: int = Field(ge=1, description="SwiGLU hidden width [F]")
+    vocab_size: int | None = Field(None, ge=2, description="[V]; the tokenizer's if absent")
+    tie_embeddings: bool = Field(False, description="one matrix for embedding and head")
+    qk_norm: bool = Field(False, description="RMSNorm of queries and keys per head")
+    projection_norm: bool = Field(False, description="another RMSNorm before out and down (BitNet style, Kumar et al.)")
+    rope_base: float = Field(10000.0, gt=0)
+    norm_epsilon: float = Field(1e-6, gt=0)
+    init_std: float = Field(0.02, gt=0, description="of weights; out and down are divided by sqrt(2 layers)")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.head_size is None and self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; set head_size or change one")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
+        if (self.head_size or self.width // self.heads) % 2:
+            raise ValueError("head size must be even (rotary position embedding rotates pairs)")
+        return self
+
+
+class DataConfig(Section):
+    """Packed tokens, made by `precisionlm data prepare`."""
+
+    path: str = Field(description="folder with meta.json")
+    sequence_length: int = Field(ge=2, description="tokens per sequence")
+    unique_tokens: int | None = Field(None, ge=1, description="train on the first U tokens only; all if absent")
+
+
+class OptimizerConfig(Section):
+    """AdamW and its learning-rate schedule."""
+
+    learning_rate: float = Field(gt=0, description="peak")
+    schedule: Literal["cosine", "wsd", "linear"] = "cosine"
+    warmup_steps: int | None = Field(None, ge=0, description="linear warm-up; warmup_fraction of all steps if absent")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    decay_fraction: float = Field(0.2, gt=0, le=1, description="of all steps, for wsd's linear decay")
+    final_fraction: float = Field(0.0, ge=0, le=1, description="last learning rate / peak")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0, description="decoupled, on matrices only")
+    clip_norm: float = Field(1.0, gt=0, description="global gradient norm")
+    depth_scale: int | None = Field(
+        None, ge=1, description="depth-muP: learning rate times sqrt(depth_scale / layers); off if absent"
+    )
+    z_loss: float = Field(0.0, ge=0, description="weight of the squared log-normalizer")
+
+
+class PrecisionConfig(Section):
+    """Which operand of which site gets which number format."""
+
+    recipe: str = Field("bf16", description="see precisionlm.precision.recipe")
+    backward: Literal["quantized", "unquantized"] = "quantized"
+    execution: Literal["simulated"] = "simulated"
+
+    @field_validator("recipe")
+    @classmethod
+    def _canonical(cls, text: str) -> str:
+        try:
+            return str(parse_recipe(text))
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+
+class TrainingConfig(Section):
+    """How long, how large a batch, how often evaluated."""
+
+    steps: int = Field(ge=1, description="optimizer steps")
+    batch_size: int = Field(ge=1, description="sequences per step")
+    seed: int = Field(0, ge=0, description="of initial weights and data order; equal seeds are paired arms")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of activations; weights are float32")
+    eval_tokens: int = Field(1_000_000, ge=1, description="validation tokens; fewer if the split is smaller")
+    eval_every: int | None = Field(None, ge=1, description="steps between evaluations; only at the end if absent")
+    eval_bf16: bool = Field(False, description="also evaluate without quantization")
+    remat: Literal["none", "dots", "full"] = Field("dots", description="what the backward pass recomputes")
+    on_nan: Literal["stop", "skip"] = Field("stop", description="non-finite loss or gradient: end as diverged, or skip")
+    divergence_loss: float = Field(20.0, gt=0, description="nats/token above which a run counts as diverged")
+
+
+class MeshConfig(Section):
+    """Devices by role; the product is the number of devices, and one of them may be -1 (the rest)."""
+
+    replica: int = Field(1, description="data parallel, over slices")
+    fsdp: int = Field(-1, description="data parallel with sharded weights")
+    tensor: int = Field(1, description="tensor parallel")
+
+
+class CheckpointConfig(Section):
+    """When state is saved; also at the end and when the machine is taken away."""
+
+    every_steps: int | None = Field(None, ge=1)
+    every_seconds: float | None = Field(600.0, gt=0)
+    keep: int = Field(2, ge=1, description="checkpoints kept")
+
+
+class Experiment(Section):
+    """One training run: a point (N, D, precision)."""
+
+    name: str = ""
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    precision: PrecisionConfig = PrecisionConfig()
+    training: TrainingConfig
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens per optimizer step."""
+        return self.training.batch_size * self.data.sequence_length
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on (D)."""
+        return self.training.steps * self.batch_tokens
+
+
+# Neither the label nor where and how safely a run runs changes its result.
+_NOT_IN_IDENTITY = {"name", "mesh", "checkpoint"}
+
+
+def run_id(experiment: Experiment, dataset_hash: str) -> str:
+    """12 hex digits: the hash of everything that decides the result, with the data by content instead of by path."""
+    tree = experiment.model_dump(exclude=_NOT_IN_IDENTITY)
+    tree["data"]["path"] = dataset_hash
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """Canonical YAML: every key, in the tree's order."""
+    return yaml.safe_dump(experiment.model_dump(), sort_keys=False)
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Experiment:
+    """Read an experiment from YAML and apply `--a.b value` overrides. Raises UserError with file and key path."""
+    return build(apply_overrides(read_yaml(path), overrides or []), str(path))
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML 1.1, but 1e-3 is a number as everybody writes it, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key_node.value}' is given twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_FLOAT_TAG = "tag:yaml.org,2002:float"
+_UniqueKeys.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag != _FLOAT_TAG]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_UniqueKeys.add_implicit_resolver(
+    _FLOAT_TAG,
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\.(inf|nan))$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping from a file. Raises UserError."""
+    try:
+        tree = yaml.load(Path(path).read_text(), _UniqueKeys)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: must be a mapping of sections, such as 'model: {{layers: 2, …}}'")
+    return tree
+
+
+def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """`['--training.steps', '50']` or `['--training.steps=50']` onto a copy of the tree. Raises UserError."""
+    tree = json.loads(json.dumps(tree))
+    words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    if len(words) % 2 or any(not flag.startswith("--") for flag in words[::2]):
+        raise UserError(f"overrides must come as '--section.key value'; got '{' '.join(overrides)}'")
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        *parents, key = flag.removeprefix("--").split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"override {flag}: '{parent}' is no section")
+        node[key] = value if key in ("recipe", "path", "name") else yaml.load(value, _UniqueKeys)
+    return tree
+
+
+def build(tree: dict[str, Any], source: str) -> Experiment:
+    """Validate a tree. Raises UserError: file, key path, what is wrong and the nearest valid key or the range."""
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error.errors()[0])}") from None
+
+
+def _explain(detail: ErrorDetails) -> str:
+    path = [str(part) for part in detail["loc"]]
+    where = ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key '{where}'; {nearest(path[-1], list(_keys_at(path[:-1])))}"
+    if detail["type"] == "missing":
+        return f"key '{where}' is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if detail["type"] == "value_error":
+        return f"{where}: {message}"
+    shown = detail["input"] if not isinstance(detail["input"], dict) else "a section"
+    return f"{where} = {shown}: {message}"
+
+
+def _keys_at(path: list[str]) -> dict[str, Any]:
+    section: type[BaseModel] = Experiment
+    for part in path:
+        annotation = section.model_fields[part].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = annotation
+    return section.model_fields

@@ -1,0 +1,23 @@
+"""Errors that a user can act on, and the exit codes that scripts and schedulers rely on."""
+
+DONE, BAD_INPUT, DIVERGED, PREEMPTED = 0, 2, 3, 75
+
+
+class UserError(Exception):
+    """Bad input: one line that says what was wrong, where, and what would be right. Exit code 2."""
+
+
+class DivergedError(Exception):
+    """Training left the finite numbers. A result, recorded as one. Exit code 3."""
+
+
+class PreemptedError(Exception):
+    """The machine is being taken away; state is saved and a retry continues. Exit code 75."""
+
+
+def nearest(word: str, valid: list[str]) -> str:
+    """`; did you mean 'x'?` for the valid word closest to `word`, or the whole list if none is close."""
+    import difflib
+
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else "valid: " + ", ".join(sorted(valid))

@@ -1,0 +1,87 @@
+"""Causal attention with quantizable queries, keys, values and probabilities.
+
+Legend: B batch, T query time, S key time, D width, N query heads, K key/value heads, G = N / K, H head size.
+Scales of q, k and v run along H, so no scale is shared over time.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from precisionlm.config import ModelConfig
+from precisionlm.model.linear import Linear, RMSNorm, operand_statistics
+from precisionlm.precision.binding import Grids, Structure
+from precisionlm.precision.dot_general import fake_quantize
+
+
+def rotary_tables(time: int, head_size: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """cos and sin [T, H / 2] of the rotary position embedding (Su et al. 2021, arXiv:2104.09864)."""
+    frequency = base ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
+    angle = jnp.arange(time, dtype=jnp.float32)[:, None] * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate halves of the last axis of x [B, T, heads, H] by position."""
+    cos, sin = (table[None, :, None, :].astype(x.dtype) for table in tables)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention, x_BTD → x_BTD. kernel: `xla`, or `cudnn` for flash attention on NVIDIA GPUs."""
+
+    model: ModelConfig
+    structure: Structure
+    kernel: str = "xla"
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], grids: Grids, key: jax.Array | None
+    ) -> jax.Array:
+        m, (B, T, D) = self.model, x_BTD.shape
+        K, H = m.kv_heads or m.heads, m.head_size or m.width // m.heads
+        G = m.heads // K
+        normal = nn.initializers.normal(m.init_std)
+        qkv = Linear("qkv", (K * (G + 2) * H,), self.structure, normal, name="qkv")(x_BTD, grids, key)
+        qkv_BTKGH = qkv.reshape(B, T, K, G + 2, H)
+        q_BTNH = qkv_BTKGH[..., :G, :].reshape(B, T, K * G, H)
+        k_BTKH, v_BTKH = qkv_BTKGH[..., G, :], qkv_BTKGH[..., G + 1, :]
+        if m.qk_norm:
+            q_BTNH = RMSNorm(m.norm_epsilon, name="q_norm")(q_BTNH)
+            k_BTKH = RMSNorm(m.norm_epsilon, name="k_norm")(k_BTKH)
+        q_BTNH, k_BTKH = rotate(q_BTNH, tables), rotate(k_BTKH, tables)
+        q_BTNH, k_BTKH, v_BTKH = (
+            self._quantized(name, value, grids, key) for name, value in (("q", q_BTNH), ("k", k_BTKH), ("v", v_BTKH))
+        )
+        if self.kernel == "cudnn" and "p" not in self.structure.site("attention"):
+            o_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn")
+        else:
+            o_BTNH = self._explicit(q_BTNH, k_BTKH, v_BTKH, grids, key)
+        o_BTX = o_BTNH.reshape(B, T, m.heads * H)
+        if m.projection_norm:
+            o_BTX = RMSNorm(m.norm_epsilon, name="out_norm")(o_BTX)
+        residual = nn.initializers.normal(m.init_std / (2 * m.layers) ** 0.5)
+        return Linear("out", (D,), self.structure, residual, name="out")(o_BTX, grids, key)
+
+    def _explicit(self, q_BTNH, k_BSKH, v_BSKH, grids, key):
+        B, T, N, H = q_BTNH.shape
+        K = k_BSKH.shape[2]
+        q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+        logits = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+        causal = jnp.tril(jnp.ones((T, T), bool))
+        p_BKGTS = jax.nn.softmax(jnp.where(causal, logits * H**-0.5, -jnp.inf), axis=-1).astype(v_BSKH.dtype)
+        p_BKGTS = self._quantized("p", p_BKGTS, grids, key)
+        return jnp.einsum("BKGTS,BSKH->BTKGH", p_BKGTS, v_BSKH).reshape(B, T, N, H)
+
+    def _quantized(self, operand, x, grids, key):
+        """x as the recipe has this operand; scales along the last axis."""
+        scaling = self.structure.site("attention").get(operand)
+        if scaling is None:
+            return x
+        grid = grids["attention"][operand]
+        if self.is_mutable_collection("audit"):
+            self.sow("audit", operand, operand_statistics(x, -1, scaling, grid))
+        if key is not None:
+            key = jax.random.fold_in(key, ord(operand))
+        return fake_quantize(x, -1, scaling, grid, f"attention.{operand}", key)

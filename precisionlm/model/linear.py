@@ -1,0 +1,76 @@
+"""A linear layer whose three matrix products follow the recipe of its site."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from precisionlm.precision.binding import Grids, Structure
+from precisionlm.precision.dot_general import dot_general, quantize
+from precisionlm.precision.formats import Grid
+from precisionlm.precision.scaling import Scaling, scale_of
+
+
+class Linear(nn.Module):
+    """x [..., in] @ w [in, *features] → [..., *features]; weights are float32, the product runs in x's dtype.
+
+    With `audit` a mutable collection, sows what the recipe does to this site's forward operands; with `perturbations`
+    present, the gradient of the output can be read there.
+    """
+
+    site: str
+    features: tuple[int, ...]
+    structure: Structure
+    init: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, grids: Grids, key: jax.Array | None = None) -> jax.Array:
+        w = self.param("w", self.init, (x.shape[-1], *self.features), jnp.float32).astype(x.dtype)
+        site_grids = grids.get(self.site, {})
+        if self.is_mutable_collection("audit"):
+            operands = self.structure.site(self.site)
+            batch_axes, feature_axes = tuple(range(x.ndim - 1)), tuple(range(1, w.ndim))
+            seen: dict[str, tuple[jax.Array, int | tuple[int, ...]]] = {
+                "a": (x, -1),
+                "w": (w, 0),
+                "dgrad_w": (w, feature_axes),
+                "wgrad_x": (x, batch_axes),
+            }
+            for name, (value, axis) in seen.items():
+                if name in operands:
+                    self.sow("audit", name, operand_statistics(value, axis, operands[name], site_grids[name]))
+        if key is not None:
+            key = jax.random.fold_in(key, sum(map(ord, self.site)))
+        product = dot_general(self.structure, self.site, site_grids, key)
+        y = product(x, w, (((x.ndim - 1,), (0,)), ((), ())))
+        return self.perturb("dy", y)
+
+
+def operand_statistics(x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid) -> dict[str, jax.Array]:
+    """Shares and means over all values of one operand: clipped (beyond the largest value), zeros (non-zero values that
+    became zero), mse (mean squared error of quantization), power (mean square)."""
+    y = x.astype(jnp.float32)
+    error = quantize(x, axis, scaling, grid).astype(jnp.float32) - y
+    scaled = jnp.abs(y) / scale_of(y, axis, scaling, grid)
+    off = grid.on == 0
+    return {
+        "clipped": jnp.where(off, 0.0, jnp.mean(scaled > grid.qmax * (1 + 1e-6))),
+        "zeros": jnp.mean((y + error == 0) & (y != 0)),
+        "mse": jnp.mean(error**2),
+        "power": jnp.mean(y**2),
+    }
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, in float32, returned in x's dtype."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + self.epsilon)
+        return (y * scale).astype(x.dtype)

@@ -1,0 +1,144 @@
+"""A decoder-only transformer: RMSNorm, SwiGLU, RoPE, scan over layers. Precision is an argument of `apply`.
+
+Legend: B batch, T time, D width, F MLP width, V vocabulary, L layers. Weights are float32; activations in `dtype`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from precisionlm.config import ModelConfig
+from precisionlm.model.attention import Attention, rotary_tables
+from precisionlm.model.linear import Linear, RMSNorm, operand_statistics
+from precisionlm.precision.binding import Grids, Structure
+from precisionlm.precision.dot_general import dot_general, fake_quantize
+
+_REMAT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)), x_BTD → x_BTD."""
+
+    model: ModelConfig
+    structure: Structure
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, grids: Grids, key: jax.Array | None) -> jax.Array:
+        m = self.model
+        normal = nn.initializers.normal(m.init_std)
+        h_BT2F = Linear("gate_up", (2, m.mlp_width), self.structure, normal, name="gate_up")(x_BTD, grids, key)
+        h_BTF = jax.nn.silu(h_BT2F[..., 0, :]) * h_BT2F[..., 1, :]
+        if m.projection_norm:
+            h_BTF = RMSNorm(m.norm_epsilon, name="down_norm")(h_BTF)
+        residual = nn.initializers.normal(m.init_std / (2 * m.layers) ** 0.5)
+        return Linear("down", (m.width,), self.structure, residual, name="down")(h_BTF, grids, key)
+
+
+class Block(nn.Module):
+    """One layer, in the form that `nn.scan` takes: (carry, per-layer inputs) → (carry, nothing)."""
+
+    model: ModelConfig
+    structure: Structure
+    kernel: str
+
+    @nn.compact
+    def __call__(self, x_BTD, grids, key, tables):
+        m = self.model
+        attention = Attention(m, self.structure, self.kernel, name="attention")
+        x_BTD = x_BTD + attention(RMSNorm(m.norm_epsilon, name="attention_norm")(x_BTD), tables, grids, key)
+        mlp = MLP(m, self.structure, name="mlp")
+        return x_BTD + mlp(RMSNorm(m.norm_epsilon, name="mlp_norm")(x_BTD), grids, key), None
+
+
+class Transformer(nn.Module):
+    """tokens_BT (int) → logits_BTV (float32). remat: none, dots, full. kernel: attention's, `xla` or `cudnn`."""
+
+    model: ModelConfig
+    structure: Structure = Structure()
+    dtype: str = "bfloat16"
+    remat: str = "none"
+    kernel: str = "xla"
+
+    def setup(self):
+        m = self.model
+        block: Any = Block
+        if self.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=_REMAT[self.remat])
+        self.blocks = nn.scan(
+            block,
+            variable_axes={"params": 0, "audit": 0, "perturbations": 0},
+            split_rngs={"params": True},
+            in_axes=(0, 0, nn.broadcast),
+            length=m.layers,
+        )(m, self.structure, self.kernel, name="blocks")
+        normal = nn.initializers.normal(m.init_std)
+        self.embedding_VD = self.param("embedding", normal, (m.vocab_size, m.width), jnp.float32)
+        self.final_norm = RMSNorm(m.norm_epsilon)
+        if not m.tie_embeddings:
+            self.head_DV = self.param("head", normal, (m.width, m.vocab_size), jnp.float32)
+
+    def __call__(self, tokens_BT: jax.Array, grids: Grids, key: jax.Array | None = None) -> jax.Array:
+        return self.logits(self.hidden(tokens_BT, grids, key), grids, key)
+
+    def hidden(self, tokens_BT: jax.Array, grids: Grids, key: jax.Array | None = None) -> jax.Array:
+        """Everything before the head: tokens_BT → x_BTD. key: for stochastic rounding, new every step."""
+        m = self.model
+        table_VD = self.embedding_VD.astype(self.dtype)
+        if scaling := self.structure.site("embed").get("w"):
+            grid = grids["embed"]["w"]
+            if self.is_mutable_collection("audit"):
+                self.sow("audit", "embed.w", operand_statistics(table_VD, -1, scaling, grid))
+            table_VD = fake_quantize(table_VD, -1, scaling, grid, "embed.w", key)
+        x_BTD = jnp.take(table_VD, tokens_BT, axis=0)
+        tables = rotary_tables(tokens_BT.shape[1], m.head_size or m.width // m.heads, m.rope_base)
+        in_blocks = {site: grid for site, grid in grids.items() if site not in ("embed", "head")}
+        keys_L = None if key is None else jax.random.split(key, m.layers)
+        x_BTD, _ = self.blocks(x_BTD, in_blocks, keys_L, tables)
+        return self.final_norm(x_BTD)
+
+    def logits(self, x_BTD: jax.Array, grids: Grids, key: jax.Array | None = None) -> jax.Array:
+        """x_BTD → logits_BTV in float32."""
+        w_DV = (self.embedding_VD.T if self.model.tie_embeddings else self.head_DV).astype(self.dtype)
+        operands, site_grids = self.structure.site("head"), grids.get("head", {})
+        if self.is_mutable_collection("audit"):
+            for name, value, axis in (("a", x_BTD, -1), ("w", w_DV, 0)):
+                if name in operands:
+                    self.sow("audit", f"head.{name}", operand_statistics(value, axis, operands[name], site_grids[name]))
+        product = dot_general(self.structure, "head", site_grids, key)
+        return product(x_BTD, w_DV, (((2,), (0,)), ((), ()))).astype(jnp.float32)
+
+
+def axis_sizes(model: ModelConfig, sequence_length: int) -> dict[str, dict[str, int]]:
+    """site → operand → length of the axis that its scales run along, for checking group sizes."""
+    head_size = model.head_size or model.width // model.heads
+    kv_heads = model.kv_heads or model.heads
+    inputs_outputs = {
+        "qkv": (model.width, (model.heads + 2 * kv_heads) * head_size),
+        "out": (model.heads * head_size, model.width),
+        "gate_up": (model.width, model.mlp_width),
+        "down": (model.mlp_width, model.width),
+        "head": (model.width, model.vocab_size or 0),
+    }
+    T = sequence_length
+    sizes = {
+        site: {"a": i, "w": i, "dgrad_dy": o, "dgrad_w": o, "wgrad_dy": T, "wgrad_x": T}
+        for site, (i, o) in inputs_outputs.items()
+    }
+    return sizes | {
+        "attention": {"q": head_size, "k": head_size, "v": head_size, "p": T},
+        "embed": {"w": model.width},
+    }
+
+
+def parameter_counts(params: Mapping[str, Any]) -> tuple[int, int]:
+    """(non-embedding, total) parameters. Non-embedding: the weights of the blocks' linear layers, as the papers count
+    (Sun et al. 2025, Table 1: layers * (4 h^2 + 3 h ffn)); norm gains, embedding and head are in the total only."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    total = sum(leaf.size for _, leaf in leaves)
+    return sum(leaf.size for path, leaf in leaves if path[-1].key == "w"), total

@@ -1,0 +1,156 @@
+"""Recipe → AQT dot-general. The only file that imports aqt.
+
+AQT's DotGeneral carries the three products of a linear layer (forward, input gradient, weight gradient) and the custom
+gradient. Its quantizer is ours (`GridQuantizer`): values go through traced grids in float32 and come back dequantized
+in the compute dtype before each product, so every format of one scale structure runs in one executable.
+
+Straight-through estimator: gradients pass the rounding unchanged, and the gradient products use the forward pass's
+quantized operands (`Structure.backward`). An operand of a gradient product with a quantization of its own (Sun et al.
+2025: P3…P6) is quantized from its unquantized value along the axis that this product contracts.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from aqt.jax.v2 import aqt_dot_general, aqt_tensor, config, utils
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from precisionlm.precision.binding import Structure
+from precisionlm.precision.formats import Grid, round_to_grid
+from precisionlm.precision.scaling import Scaling, scale_of
+
+TAG = "quantized:"  # prefix of the names that mark quantized values in a program, for audit.py and remat policies
+
+
+def quantize(
+    x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid, key: jax.Array | None = None
+) -> jax.Array:
+    """x rounded to the grid under its scales, in x's dtype; no gradient rule.
+
+    Arithmetic is float32: q = round(x * (1 / s)), result q * s. axis: who shares a channel or group scale (groups run
+    along the last of several axes). key: for stochastic rounding.
+    """
+    y = x.astype(jnp.float32)
+    scale = scale_of(y, axis, scaling, grid)
+    noise = jax.random.uniform(key, x.shape) if scaling.stochastic and key is not None else None
+    q = round_to_grid(y * (1.0 / scale), grid, noise) * scale
+    return jnp.where(grid.on > 0, q, y).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _straight_through(x, axis, scaling, tag, grid, key):
+    return checkpoint_name(quantize(x, axis, scaling, grid, key), tag)
+
+
+def _straight_through_fwd(x, axis, scaling, tag, grid, key):
+    return _straight_through(x, axis, scaling, tag, grid, key), None
+
+
+def _straight_through_bwd(axis, scaling, tag, residual, dy):
+    return dy, None, None
+
+
+_straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)
+
+
+def fake_quantize(
+    x: jax.Array, axis: int, scaling: Scaling, grid: Grid, tag: str, key: jax.Array | None = None
+) -> jax.Array:
+    """`quantize` with the straight-through gradient; `tag` (site.operand) marks the value for the audit."""
+    return _straight_through(x, axis, scaling, TAG + tag, grid, key)
+
+
+@utils.flax_slots_kw_only_dataclass
+class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
+    """AQT's quantizer of one product's two operands. lhs, rhs: (tag, scaling) or None for an unquantized operand."""
+
+    lhs: Any = utils.static_field(default=None)
+    rhs: Any = utils.static_field(default=None)
+    lhs_grid: Any = utils.dynamic_field(default=None)
+    rhs_grid: Any = utils.dynamic_field(default=None)
+    key: Any = utils.dynamic_field(default=None)
+
+    def init_calibration(self):
+        """Nothing to learn: scales come from the values."""
+
+    def calibrate(self, lhs, rhs, dimension_numbers, lhs_mode, rhs_mode):
+        (lhs_axes, rhs_axes), _ = dimension_numbers
+        keys = jax.random.split(self.key) if self.key is not None else (None, None)
+        return (
+            (lhs, _quantized_tensor(lhs, lhs_axes, self.lhs, self.lhs_grid, keys[0])),
+            (rhs, _quantized_tensor(rhs, rhs_axes, self.rhs, self.rhs_grid, keys[1])),
+        )
+
+    def calculate_qvalue(self, lhs, lhs_qt, rhs, rhs_qt):
+        return (lhs_qt, None), (rhs_qt, None)
+
+    def swap_lhs_and_rhs(self):
+        self.lhs, self.rhs = self.rhs, self.lhs
+        self.lhs_grid, self.rhs_grid = self.rhs_grid, self.lhs_grid
+
+    def assert_calib_shared_axes_value(self, lhs_val, rhs_val, msg):
+        """Axes come with each product."""
+
+    def set_context(self, lhs_context, rhs_context):
+        self.key = lhs_context.key
+
+
+def _quantized_tensor(x, axes, operand, grid, key):
+    """x as AQT's QTensor holding dequantized values under a scale of one: AQT then multiplies by exact ones only, and
+    may reuse the value in the gradient products whatever the number and shape of the real scales."""
+    value = x
+    if operand is not None:
+        tag, scaling = operand
+        value = checkpoint_name(quantize(x, tuple(axes), scaling, grid, key), TAG + tag)
+    ones = jnp.ones((1,) * x.ndim, x.dtype)
+    return aqt_tensor.QTensor(qvalue=value, scale=[ones], scale_t=None, bias=[], dequant_dtype=x.dtype)
+
+
+def _product(lhs, rhs, dimension_numbers, preferred_element_type=None, precision=None):
+    # AQT asks for DEFAULT precision, which truncates float32 operands to bf16 on TPU.
+    precision = lax.Precision.HIGHEST if lhs.dtype == jnp.float32 else lax.Precision.DEFAULT
+    return lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type)
+
+
+def dot_general(
+    structure: Structure, site: str, grids: Mapping[str, Grid] | None, key: jax.Array | None = None
+) -> Callable[..., jax.Array]:
+    """A drop-in for `jax.lax.dot_general` (lhs activations, rhs weights) with the site's operands quantized.
+
+    grids: operand → Grid of this layer. key: for stochastic rounding, new every step and layer.
+    """
+    operands = structure.site(site)
+    if not operands:
+        return lax.dot_general
+    scaled = {o: (f"{site}.{o}", s) for o, s in operands.items()}
+    grid = dict(grids or {})
+
+    def quantizer(lhs: str, rhs: str, salt: int) -> GridQuantizer:
+        stochastic = any(o in operands and operands[o].stochastic for o in (lhs, rhs))
+        return GridQuantizer(
+            lhs=scaled.get(lhs),
+            rhs=scaled.get(rhs),
+            lhs_grid=grid.get(lhs),
+            rhs_grid=grid.get(rhs),
+            key=jax.random.fold_in(key, salt) if stochastic and key is not None else None,
+        )
+
+    aqt = config.default_unquantized_config()
+    aqt.fwd.dg_quantizer = quantizer("a", "w", 0)
+    aqt.dlhs.dg_quantizer = quantizer("dgrad_dy", "dgrad_w", 1)
+    aqt.drhs.dg_quantizer = quantizer("wgrad_dy", "wgrad_x", 2)
+    for raw in (aqt.fwd, aqt.dlhs, aqt.drhs):
+        raw.lhs.dequant_mode = raw.rhs.dequant_mode = config.DequantMode.THIS_INPUT
+        raw.dot_general = _product
+    reuse = structure.backward == "quantized"
+    aqt.dlhs.rhs.use_fwd_quant = reuse and "w" in operands and "dgrad_w" not in operands
+    aqt.drhs.rhs.use_fwd_quant = reuse and "a" in operands and "wgrad_x" not in operands
+
+    def product(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None):
+        return aqt(lhs, rhs, dimension_numbers)
+
+    return product

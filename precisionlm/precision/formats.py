@@ -1,0 +1,166 @@
+"""Number formats as data: a value grid is a few float32 scalars, so bits enter a compiled program as arguments.
+
+One formula rounds to every grid here (legend: `e` exponent, `m` mantissa bits, values already divided by their scale):
+
+    step = 2^(clip(floor(log2|x|), emin, emax) - m),   q = clip(round_half_even(x / step) * step, -qmax, qmax)
+
+Integers have emin = emax = m = 0 (step 1), floats keep subnormals (below emin the step stops shrinking).
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from precisionlm.errors import UserError, nearest
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["on", "emin", "emax", "m", "qmax", "bound"], meta_fields=[])
+@dataclass(frozen=True)
+class Grid:
+    """A format as seen by a compiled program: float32 scalars, or arrays with a leading layer axis.
+
+    on: 1 rounds, 0 passes values through. emin, emax: exponents of the smallest normal and the largest value.
+    m: mantissa bits. qmax: largest value. bound: the value that the largest magnitude of a scale's group maps to.
+    """
+
+    on: Any
+    emin: Any
+    emax: Any
+    m: Any
+    qmax: Any
+    bound: Any
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format. `kind`: none (bf16, unquantized), int (odd number of uniform levels) or float.
+
+    exponent, mantissa: bits as the laws count them (an integer of b bits has 0 and b - 1). levels: of an integer grid.
+    special: codes lost at the top of a float (1 for E4M3FN's NaN, a whole exponent for E5M2's Inf and NaN).
+    """
+
+    name: str
+    kind: str
+    bits: float
+    exponent: int
+    mantissa: int
+    levels: int = 0
+    special: str = ""
+
+    def grid(self, edge: bool = False) -> Grid:
+        """The grid's scalars (numpy float32). `edge`: the largest magnitude maps to the outer edge of the last bucket
+        (AQT's default for integers) instead of to the largest value (the three papers)."""
+        if self.kind == "none":
+            return _grid(0, 0, 0, 0, 1, 1)
+        if self.kind == "int":
+            largest = (self.levels - 1) // 2
+            return _grid(1, 0, 0, 0, largest, largest + 0.5 if edge else largest)
+        emin, emax = self._exponent_range()
+        mantissa_top = 2 - 2.0**-self.mantissa * (2 if self.special == "nan" else 1)
+        qmax = 2.0**emax * mantissa_top
+        half_step = 2.0 ** (emax - self.mantissa) / 2
+        return _grid(1, emin, emax, self.mantissa, qmax, qmax + half_step if edge else qmax)
+
+    def _exponent_range(self) -> tuple[int, int]:
+        """Exponents of the smallest normal and of the largest value, with the IEEE bias 2^(X-1) - 1."""
+        if self.exponent == 8:
+            # The whole float32 range would leave no room to scale in; a window of 163 binades is as good as endless.
+            return -100, 63
+        bias = 2 ** (self.exponent - 1) - 1
+        return 1 - bias, 2**self.exponent - 1 - bias - (1 if self.special == "inf" else 0)
+
+    def values(self) -> np.ndarray:
+        """All values of the grid, ascending, float64. Raises ValueError for grids of more than 2^13 values."""
+        if self.bits > 13 or self.kind == "none":
+            raise ValueError(f"{self.name} has too many values to list")
+        if self.kind == "int":
+            qmax = (self.levels - 1) // 2
+            return np.arange(-qmax, qmax + 1, dtype=np.float64)
+        emin, emax = self._exponent_range()
+        steps = 2**self.mantissa
+        positive = [2.0**emin * k / steps for k in range(steps)]
+        positive += [2.0**e * (1 + k / steps) for e in range(emin, emax + 1) for k in range(steps)]
+        positive = [v for v in positive if v <= float(self.grid().qmax)]
+        return np.array(sorted({-v for v in positive} | set(positive)))
+
+
+def _grid(*scalars: float) -> Grid:
+    return Grid(*(np.float32(s) for s in scalars))
+
+
+BF16 = Format("bf16", "none", 16, 8, 7)
+_FLOAT = re.compile(r"e(\d)m(\d+)(fn)?")
+_NAMES = ["bf16", "int4", "int8", "e4m3", "e4m3fn", "e5m2", "e2m1", "e3m2", "e2m3", "ternary", "levels5"]
+
+
+def integer(bits: float) -> Format:
+    """`int2`…`int12` with 2^bits - 1 levels, or for fractional bits the odd number of levels nearest to 2^bits."""
+    if bits == int(bits):
+        if not 2 <= bits <= 12:
+            raise UserError(f"'int{bits:g}' is no format: integer bits go from 2 to 12, or 16 for bf16")
+        return Format(f"int{int(bits)}", "int", bits, 0, int(bits) - 1, levels=2 ** int(bits) - 1)
+    return levels(2 * round((2**bits - 1) / 2) + 1)
+
+
+def levels(count: int) -> Format:
+    """A uniform symmetric grid with an odd number of levels: log2(count) bits."""
+    if count < 3 or count % 2 == 0 or count > 4095:
+        raise UserError(f"'levels{count}' is no format: the count must be odd, from 3 to 4095")
+    bits = math.log2(count)
+    return Format(f"levels{count}", "int", bits, 0, math.ceil(bits) - 1, levels=count)
+
+
+def parse_format(word: str) -> Format:
+    """`bf16`, `int2`…`int12`, `int1.58`, `ternary`, `levels5`, any `eXmY` with X 0…8 and Y 0…10, `e4m3fn`.
+
+    Floats have no Inf/NaN codes (Sun et al. 2025, §3), but `e4m3fn` and `e5m2` are the OCP ones. Raises UserError.
+    """
+    word = word.lower()
+    if word in ("bf16", "int16", "16"):
+        return BF16
+    if word == "ternary":
+        return levels(3)
+    if match := re.fullmatch(r"int(\d+(?:\.\d+)?)", word):
+        return integer(float(match[1]))
+    if match := re.fullmatch(r"levels(\d+)", word):
+        return levels(int(match[1]))
+    if match := _FLOAT.fullmatch(word):
+        exponent, mantissa, fn = int(match[1]), int(match[2]), match[3]
+        if exponent <= 8 and mantissa <= 10 and exponent + mantissa >= 1 and (not fn or word == "e4m3fn"):
+            return _float(word, exponent, mantissa)
+    raise UserError(f"'{word}' is no number format; {nearest(word, _NAMES)} (int2…int12, eXmY with X ≤ 8 and Y ≤ 10)")
+
+
+def _float(word: str, exponent: int, mantissa: int) -> Format:
+    bits = 1 + exponent + mantissa
+    if exponent == 0:  # sign and mantissa alone: a fixed-point grid
+        return Format(word, "int", bits, 0, mantissa, levels=2 ** (mantissa + 1) - 1)
+    special = {"e4m3fn": "nan", "e5m2": "inf"}.get(word, "")
+    return Format(word, "float", bits, exponent, mantissa, special=special)
+
+
+def exponent_of(x: jax.Array) -> jax.Array:
+    """floor(log2|x|) of float32 as float32, exact; subnormals and zero give -127."""
+    return ((jax.lax.bitcast_convert_type(x, jnp.int32) >> 23) & 255).astype(jnp.float32) - 127.0
+
+
+def power_of_two(e: jax.Array) -> jax.Array:
+    """2^e for whole e in -126…127, exact (exp2 is not, on some backends)."""
+    return jax.lax.bitcast_convert_type((e.astype(jnp.int32) + 127) << 23, jnp.float32)
+
+
+def round_to_grid(x: jax.Array, grid: Grid, noise: jax.Array | None = None) -> jax.Array:
+    """Nearest value of the grid, ties to even, saturating; with `noise` uniform in [0, 1) stochastic and unbiased.
+
+    x: float32, already divided by its scale, any shape. noise: same shape.
+    """
+    e = jnp.clip(exponent_of(x), grid.emin, grid.emax)
+    scaled = x * power_of_two(grid.m - e)
+    whole = jnp.round(scaled) if noise is None else jnp.floor(scaled + noise)
+    return jnp.clip(whole * power_of_two(e - grid.m), -grid.qmax, grid.qmax)

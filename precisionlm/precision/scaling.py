@@ -1,0 +1,64 @@
+"""Who shares a scale, and what number the scale is.
+
+Scales are computed in float32 over one axis of a tensor: the axis that its matrix product contracts (or, for attention
+values, the head axis, so that no scale is shared over time). Group scales are broadcast, never tiled: a product with
+groups stays one product.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from precisionlm.precision.formats import Grid, exponent_of, power_of_two
+
+SHARINGS = ("tensor", "channel", "group")
+SCALE_TYPES = ("f32", "bf16", "e8m0", "e4m3")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How one operand is scaled: the part of a quantization that decides a program's structure.
+
+    sharing: tensor (one scale), channel (all values along the axis: a weight's output channel, an activation's token),
+    group (`group` consecutive values along the axis). scale_type: f32; bf16; e8m0 (powers of two by the OCP MX 1.0
+    floor rule); e4m3 (block scales in E4M3 under one float32 scale a tensor, as NVFP4).
+    edge: largest magnitude to the outer edge of the last bucket rather than to the largest value.
+    stochastic: stochastic rounding.
+    """
+
+    sharing: str = "channel"
+    group: int = 0
+    scale_type: str = "f32"
+    edge: bool = False
+    stochastic: bool = False
+
+
+def largest_magnitude(x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling) -> jax.Array:
+    """max|x| over everyone who shares a scale, broadcastable against x; zero groups give 1. x: float32."""
+    if scaling.sharing == "tensor":
+        amax = jnp.max(jnp.abs(x), keepdims=True)
+    elif scaling.sharing == "channel":
+        amax = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
+    else:
+        axis = (axis if isinstance(axis, int) else axis[-1]) % x.ndim
+        groups = x.reshape(*x.shape[:axis], -1, scaling.group, *x.shape[axis + 1 :])
+        amax = jnp.max(jnp.abs(groups), axis=axis + 1, keepdims=True)
+        amax = jnp.broadcast_to(amax, groups.shape).reshape(x.shape)
+    return jnp.where(amax == 0, 1.0, amax)
+
+
+def scale_of(x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid) -> jax.Array:
+    """The float32 scale s of each value, so that x / s fits the grid. Broadcastable against x."""
+    amax = largest_magnitude(x, axis, scaling)
+    if scaling.scale_type == "e8m0":
+        # OCP MX 1.0 §6.3: 2^(floor(log2 amax) - emax); magnitudes above the largest value saturate.
+        return power_of_two(jnp.clip(exponent_of(amax) - exponent_of(jnp.asarray(grid.qmax)), -126, 127))
+    scale = amax / grid.bound
+    if scaling.scale_type == "bf16":
+        return scale.astype(jnp.bfloat16).astype(jnp.float32)
+    if scaling.scale_type == "e4m3":
+        tensor_scale = jnp.max(amax) / (448.0 * grid.bound)
+        blocks = jnp.clip(scale / tensor_scale, 2.0**-9, 448.0).astype(jnp.float8_e4m3fn).astype(jnp.float32)
+        return blocks * tensor_scale
+    return scale

@@ -1,0 +1,59 @@
+"""AdamW and learning-rate schedules whose numbers are arguments: runs of any length share one compiled step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from precisionlm.config import Experiment
+
+Hyper = dict[str, Any]  # name → float or float32 scalar
+
+
+def hyperparameters(experiment: Experiment) -> Hyper:
+    """The numbers of a run that its compiled step takes as arguments (floats)."""
+    o, steps = experiment.optimizer, experiment.training.steps
+    warmup = round(o.warmup_fraction * steps) if o.warmup_steps is None else o.warmup_steps
+    depth = (o.depth_scale / experiment.model.layers) ** 0.5 if o.depth_scale else 1.0
+    return {
+        "learning_rate": o.learning_rate * depth,
+        "steps": float(steps),
+        "warmup": float(min(warmup, steps)),
+        "decay_fraction": o.decay_fraction,
+        "final_fraction": o.final_fraction,
+        "beta1": o.beta1,
+        "beta2": o.beta2,
+        "epsilon": o.epsilon,
+        "weight_decay": o.weight_decay,
+        "clip_norm": o.clip_norm,
+        "z_loss": o.z_loss,
+    }
+
+
+def learning_rate(schedule: str, step: jax.Array, h: Hyper) -> jax.Array:
+    """Learning rate of the update with 0-based index `step`: linear warm-up from 0, then
+
+    cosine: half a cosine from the peak to final_fraction * peak at `steps`; linear: a line there;
+    wsd: the peak until (1 - decay_fraction) * steps, then a line (Hu et al. 2024, arXiv:2404.06395).
+    """
+    t = jnp.asarray(step, jnp.float32)
+    warmup, steps = jnp.asarray(h["warmup"]), jnp.asarray(h["steps"])
+    start = jnp.maximum(warmup, steps * (1 - h["decay_fraction"])) if schedule == "wsd" else warmup
+    progress = jnp.clip((t - start) / jnp.maximum(steps - start, 1.0), 0.0, 1.0)
+    fall = (1 + jnp.cos(jnp.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
+    decayed = h["final_fraction"] + (1 - h["final_fraction"]) * fall
+    return h["learning_rate"] * jnp.where(t < warmup, t / jnp.maximum(warmup, 1.0), decayed)
+
+
+def adamw(h: Hyper) -> optax.GradientTransformation:
+    """Clip, Adam, decoupled decay of matrices; the caller multiplies by -learning rate."""
+    return optax.chain(
+        optax.clip_by_global_norm(h["clip_norm"]),
+        optax.scale_by_adam(b1=h["beta1"], b2=h["beta2"], eps=h["epsilon"]),
+        optax.add_decayed_weights(h["weight_decay"], mask=_is_matrix),
+    )
+
+
+def _is_matrix(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)

@@ -1,0 +1,157 @@
+"""An experiment made concrete, and what its result says."""
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from precisionlm import __version__
+from precisionlm.config import Experiment, run_id
+from precisionlm.data import source
+from precisionlm.errors import UserError
+from precisionlm.model.transformer import axis_sizes, parameter_counts
+from precisionlm.precision.binding import Grids, bind, format_columns, leaks_future
+from precisionlm.precision.recipe import Recipe, parse_recipe
+from precisionlm.training.evaluate import Evaluation
+from precisionlm.training.flops import training_flops_per_token
+from precisionlm.training.optimizer import hyperparameters
+from precisionlm.training.sharding import make_mesh
+from precisionlm.training.step import Program, abstract_state, program_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """An experiment with its sizes resolved, its recipe bound, and its mesh and program chosen."""
+
+    experiment: Experiment
+    run_id: str
+    dataset: source.Dataset
+    recipe: Recipe
+    program: Program
+    grids: Grids
+
+    def train_batches(self) -> source.TrainBatches:
+        """This process's share of the run's endless training batches, from the start."""
+        e = self.experiment
+        return source.train_batches(
+            self.dataset,
+            e.data.sequence_length,
+            e.training.batch_size,
+            e.training.seed,
+            jax.process_index(),
+            jax.process_count(),
+            e.data.unique_tokens,
+        )
+
+    def validation_batches(self) -> list[source.Batch]:
+        """This process's share of the fixed validation batches."""
+        e = self.experiment
+        return source.validation_batches(
+            self.dataset,
+            e.data.sequence_length,
+            e.training.batch_size,
+            e.training.eval_tokens,
+            jax.process_index(),
+            jax.process_count(),
+        )
+
+
+def prepare_run(experiment: Experiment, devices: list[jax.Device] | None = None) -> Run:
+    """Resolve an experiment against its data and devices (all of them by default).
+
+    Raises UserError for what does not fit together: vocabulary, batch and mesh, group sizes, tokens.
+    """
+    dataset = source.Dataset.open(experiment.data.path)
+    vocab_size = experiment.model.vocab_size or dataset.meta.vocab_size
+    if vocab_size < dataset.meta.vocab_size:
+        raise UserError(f"model.vocab_size {vocab_size} is less than the tokenizer's {dataset.meta.vocab_size} entries")
+    model = experiment.model.model_copy(update={"vocab_size": vocab_size})
+    experiment = experiment.model_copy(update={"model": model})
+    source.unique_sequences(dataset, experiment.data.sequence_length, experiment.data.unique_tokens)
+    mesh = make_mesh(experiment.mesh, devices)
+    data_parallel = mesh.shape["replica"] * mesh.shape["fsdp"]
+    if experiment.training.batch_size % data_parallel:
+        raise UserError(
+            f"training.batch_size {experiment.training.batch_size} does not divide over {data_parallel} "
+            "data-parallel devices (mesh.replica x mesh.fsdp)"
+        )
+    recipe = parse_recipe(experiment.precision.recipe)
+    structure, grids = bind(
+        recipe,
+        model.layers,
+        axis_sizes(model, experiment.data.sequence_length),
+        experiment.precision.backward,
+        experiment.precision.execution,
+    )
+    identity = run_id(experiment, dataset.meta.train.sha256 + dataset.meta.validation.sha256)
+    return Run(experiment, identity, dataset, recipe, program_of(experiment, structure, mesh), grids)
+
+
+def non_embedding_of(run: Run) -> int:
+    """N: weights of the blocks' linear layers (count)."""
+    return parameter_counts(abstract_state(run.program)["params"])[0]
+
+
+def result_row(run: Run, audit: dict[str, Any], metrics: list[dict[str, Any]], wall_seconds: float) -> dict[str, Any]:
+    """Everything of a finished run that the runs table has a column for, but its evaluations (see `columns`)."""
+    e = run.experiment
+    non_embedding, total = parameter_counts(abstract_state(run.program)["params"])
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    steps = len(losses)
+    tokens = steps * e.batch_tokens
+    seconds = [line["seconds"] for line in metrics if "seconds" in line][10:]
+    operands = audit["operands"]
+    hyper = hyperparameters(e)
+    unique = e.data.unique_tokens
+    row = {
+        "run_id": run.run_id,
+        "name": e.name,
+        "N_params": non_embedding,
+        "N_total": total,
+        "D_tokens": tokens,
+        "D_unique": source.distinct_tokens(run.dataset, e.data.sequence_length, tokens, unique),
+        "epochs": source.epochs(run.dataset, e.data.sequence_length, tokens, unique),
+        "train_loss": _mean(losses[-max(1, steps // 20) :]),
+        "recipe": str(run.recipe),
+        "execution": e.precision.execution,
+        "leaks_future": leaks_future(run.program.structure),
+        **format_columns(run.recipe),
+        "schedule": e.optimizer.schedule,
+        "learning_rate": hyper["learning_rate"],
+        "final_lr_fraction": e.optimizer.final_fraction,
+        "warmup_steps": int(hyper["warmup"]),
+        "weight_decay": e.optimizer.weight_decay,
+        "batch_tokens": e.batch_tokens,
+        "sequence_length": e.data.sequence_length,
+        "steps": steps,
+        "seed": e.training.seed,
+        "layers": e.model.layers,
+        "width": e.model.width,
+        "vocab_size": e.model.vocab_size,
+        "dataset": run.dataset.meta.train.sha256[:12],
+        "tokenizer": run.dataset.meta.tokenizer_sha256[:12],
+        "flops": tokens * training_flops_per_token(e.model, non_embedding, e.data.sequence_length),
+        "tokens_per_second": e.batch_tokens / statistics.median(seconds) if seconds else math.nan,
+        "wall_seconds": wall_seconds,
+        "device": f"{run.program.mesh.devices.flat[0].device_kind} x {run.program.mesh.size}",
+        "jax_version": jax.__version__,
+        "package_version": __version__,
+        "audit_dots": audit["products"],
+    }
+    worst = {"audit_clipped": "clipped", "audit_zeros": "zeros", "audit_relative_mse": "relative_mse"}
+    return row | {column: max((o[key] for o in operands), default=0.0) for column, key in worst.items()}
+
+
+def evaluation_row(name: str, evaluation: Evaluation | None) -> dict[str, Any]:
+    """An evaluation's own columns; None where the run diverged."""
+    loss, error, tokens = (
+        (evaluation.loss, evaluation.standard_error, evaluation.tokens) if evaluation else (math.nan, math.nan, 0)
+    )
+    return {"evaluation": name, "val_loss": loss, "val_loss_se": error, "val_tokens": tokens}
+
+
+def _mean(losses: list[float | None]) -> float:
+    finite = [loss for loss in losses if loss is not None]
+    return statistics.fmean(finite) if finite else math.nan

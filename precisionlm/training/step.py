@@ -1,0 +1,149 @@
+"""The training and evaluation steps: built once for everything static, called with every number that a run varies."""
+
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from precisionlm.config import Experiment, ModelConfig
+from precisionlm.model.transformer import Transformer
+from precisionlm.precision.binding import Grids, Structure
+from precisionlm.training.optimizer import Hyper, adamw, learning_rate
+from precisionlm.training.sharding import batch_sharding, shardings
+
+State = dict[str, Any]  # params, opt_state, step
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything that decides a compiled step. Runs with equal programs (and batch shapes) share executables."""
+
+    model: ModelConfig
+    structure: Structure
+    dtype: str
+    remat: str
+    schedule: str
+    skip_nan: bool
+    mesh: Mesh
+
+    def transformer(self) -> Transformer:
+        """The model of this program; flash attention on NVIDIA GPUs where the precision of activations allows it."""
+        on_gpu = self.mesh.devices.flat[0].platform == "gpu"
+        kernel = "cudnn" if on_gpu and self.dtype == "bfloat16" else "xla"
+        return Transformer(self.model, self.structure, self.dtype, self.remat, kernel)
+
+
+def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Program:
+    """The program of an experiment on a mesh."""
+    t = experiment.training
+    return Program(
+        experiment.model,
+        structure,
+        t.dtype,
+        t.remat,
+        experiment.optimizer.schedule,
+        t.on_nan == "skip",
+        mesh,
+    )
+
+
+def initial_state(program: Program, seed: int) -> State:
+    """Fresh weights and optimizer moments. Equal seeds give equal weights whatever the recipe: precision is no part of
+    initialization."""
+    return _initializer(program.model, program.dtype, program.mesh)(jax.random.key(seed))
+
+
+@cache
+def _initializer(model: ModelConfig, dtype: str, mesh: Mesh) -> Any:
+    init = partial(_init, Transformer(model, Structure(), dtype))
+    return jax.jit(init, out_shardings=shardings(jax.eval_shape(init, jax.random.key(0)), mesh))
+
+
+def _init(transformer: Transformer, key: jax.Array) -> State:
+    params = transformer.init(key, jnp.zeros((1, 2), jnp.int32), {})["params"]
+    moments = adamw(dict.fromkeys(("clip_norm", "beta1", "beta2", "epsilon", "weight_decay"), 0.0)).init(params)
+    return {"params": params, "opt_state": moments, "step": jnp.zeros((), jnp.int32)}
+
+
+def abstract_state(program: Program) -> State:
+    """Shapes, dtypes and shardings of the state, without making it."""
+    shapes = jax.eval_shape(partial(_init, Transformer(program.model, Structure(), program.dtype)), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings(shapes, program.mesh),
+    )
+
+
+def token_losses(
+    transformer: Transformer, params: Any, tokens_BT1: jax.Array, grids: Grids, key: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Cross entropy of each next token (nats) and its log-normalizer, both float32 [B, T]."""
+    logits_BTV: Any = transformer.apply({"params": params}, tokens_BT1[:, :-1], grids, key)
+    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    target_BT = jnp.take_along_axis(logits_BTV, tokens_BT1[:, 1:, None], axis=-1)[..., 0]
+    return log_z_BT - target_BT, log_z_BT
+
+
+def update(program: Program, state: State, tokens_BT1: jax.Array, grids: Grids, hyper: Hyper, seed: jax.Array):
+    """One optimizer step: (state, tokens int32 [B, T + 1], grids, hyperparameters, seed) → (state, metrics).
+
+    Metrics: loss (nats/token), grad_norm, learning_rate, finite (0 where loss or gradient was not finite).
+    """
+    transformer = program.transformer()
+    stochastic = any(scaling.stochastic for _, _, scaling in program.structure.entries())
+    key = jax.random.fold_in(jax.random.key(seed), state["step"]) if stochastic else None
+
+    def objective(params):
+        nll_BT, log_z_BT = token_losses(transformer, params, tokens_BT1, grids, key)
+        loss = jnp.mean(nll_BT)
+        return loss + hyper["z_loss"] * jnp.mean(log_z_BT**2), loss
+
+    (_, loss), gradients = jax.value_and_grad(objective, has_aux=True)(state["params"])
+    grad_norm = optax.global_norm(gradients)
+    rate = learning_rate(program.schedule, state["step"], hyper)
+    direction, opt_state = adamw(hyper).update(gradients, state["opt_state"], state["params"])
+    params = jax.tree.map(lambda p, u: p - rate * u, state["params"], direction)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    if program.skip_nan:
+        params, opt_state = jax.tree.map(
+            partial(jnp.where, finite), (params, opt_state), (state["params"], state["opt_state"])
+        )
+    metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "finite": finite.astype(jnp.float32)}
+    return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
+
+
+@cache
+def train_step(program: Program) -> Any:
+    """The jitted `update`; the state is donated."""
+    state = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(program))
+    everywhere = NamedSharding(program.mesh, P())
+    return jax.jit(
+        partial(update, program),
+        in_shardings=(state, batch_sharding(program.mesh), everywhere, everywhere, everywhere),
+        out_shardings=(state, everywhere),
+        donate_argnums=0,
+    )
+
+
+@cache
+def eval_step(program: Program) -> Any:
+    """Jitted (params, tokens int32 [B, T + 1], mask [B, T], grids) → summed cross entropy and targets of each sequence,
+    float32 [2, B]."""
+
+    def sequence_losses(params, tokens_BT1, mask_BT, grids):
+        nll_BT, _ = token_losses(program.transformer(), params, tokens_BT1, grids, None)
+        return jnp.stack([jnp.where(mask_BT, nll_BT, 0.0).sum(axis=-1), mask_BT.sum(axis=-1).astype(jnp.float32)])
+
+    params = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(program)["params"])
+    everywhere = NamedSharding(program.mesh, P())
+    return jax.jit(
+        sequence_losses,
+        in_shardings=(params, batch_sharding(program.mesh), batch_sharding(program.mesh), everywhere),
+        out_shardings=everywhere,
+    )
