@@ -43,13 +43,14 @@ def train(
     out: Path,
     progress: Progress = lambda done, steps, loss: None,
     interrupted: Callable[[], bool] = lambda: False,
+    devices: list[jax.Device] | None = None,
 ) -> Outcome:
     """Train, evaluate and record one experiment under `out`/<run id>; resume it if it was begun, skip it if finished.
 
     Raises UserError (bad input), DivergedError (recorded in result.json first) and PreemptedError (state saved first,
-    as soon as `interrupted` says so).
+    as soon as `interrupted` says so). devices: of the mesh, all by default.
     """
-    run = prepare_run(experiment)
+    run = prepare_run(experiment, devices)
     directory = RunDirectory(out, run.run_id)
     finished = directory.read_json("result.json")
     if finished:

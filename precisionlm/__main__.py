@@ -1,0 +1,7 @@
+"""`python -m precisionlm`."""
+
+import sys
+
+from precisionlm.cli import main
+
+sys.exit(main())

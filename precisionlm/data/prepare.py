@@ -1,0 +1,284 @@
+"""Text → packed tokens: a folder of flat token files, their tokenizer and `meta.json`."""
+
+import contextlib
+import dataclasses
+import glob
+import hashlib
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from precisionlm.data.documents import Document, Source
+from precisionlm.data.meta import DTYPES, META_FILE, SPLIT_FILES, TOKENIZER_FILE, Meta, Split, sha256_of, token_dtype
+from precisionlm.data.tokenizer import end_of_text_id, load_tokenizer, train_bpe, vocabulary_size
+from precisionlm.errors import UserError
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with (stage, bytes of the source done, bytes in all or None where that is not known)."""
+
+TOKENIZER_BYTES = 100_000_000  # of training text that a tokenizer is trained on: merges hardly change beyond
+SMALLEST_SPLIT = 1024  # tokens; a smaller split is of no use
+_BATCH_CHARACTERS = 1 << 20  # encoded at once: enough to keep the cores busy, little enough for a smooth progress
+
+
+@dataclasses.dataclass(frozen=True)
+class _Partition:
+    """Which documents are held out: one in `every` by hash of its content, or those of a source of their own."""
+
+    train: Source
+    held_out: Source | None
+    every: int
+
+    @property
+    def rule(self) -> str:
+        if self.held_out is not None:
+            return "validation documents come from a source of their own"
+        return f"a document is held out if blake2b-64(its UTF-8 text or uint32 tokens) mod {self.every} == 0"
+
+    @property
+    def size(self) -> int | None:
+        sizes = [self.train.size, self.held_out.size if self.held_out else 0]
+        return None if None in sizes else sum(filter(None, sizes))
+
+    def documents(self, text_field: str, vocab_size: int, eos_id: int) -> Iterator[tuple[str, Document, int]]:
+        """(split, document, bytes of all sources read so far); a held-out source comes first, so that training
+        documents can end at any point."""
+        start = 0
+        if self.held_out is not None:
+            for document in self.held_out.documents(text_field, vocab_size, eos_id):
+                yield "validation", document, document.position
+            start = self.held_out.size or 0
+        for document in self.train.documents(text_field, vocab_size, eos_id):
+            hashed_out = self.held_out is None and document.in_validation(self.every)
+            yield "validation" if hashed_out else "train", document, start + document.position
+
+
+class _Writer:
+    """Appends documents to one flat token file, each followed by end-of-text, and counts and hashes what it wrote."""
+
+    def __init__(self, file: IO[bytes], dtype: str, eos_id: int):
+        self._file, self._sha256 = file, hashlib.sha256()
+        self._dtype, self._eos = DTYPES[dtype], np.array([eos_id], DTYPES[dtype])
+        self.tokens = self.documents = 0
+
+    def append(self, ids: "Sequence[int] | np.ndarray") -> None:
+        data = np.concatenate([np.asarray(ids, self._dtype), self._eos])
+        self._file.write(data.data)
+        self._sha256.update(data.data)
+        self.tokens, self.documents = self.tokens + len(data), self.documents + 1
+
+    def written(self) -> Split:
+        return Split(self.tokens, self.documents, self._sha256.hexdigest())
+
+
+def prepare(
+    source: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    vocab_size: int | None = None,
+    tokenizer: str | Path | None = None,
+    eos_id: int | None = None,
+    validation: str | Path | Sequence[str | Path] | None = None,
+    validation_every: int = 128,
+    text_field: str = "text",
+    max_tokens: int | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Meta:
+    """Packs `source` (spelled as in `precisionlm.data.documents`) into the folder `out`.
+
+    Writes train.bin and val.bin (every document followed by end-of-text), tokenizer.json and meta.json. Either
+    `vocab_size` trains a byte-level BPE on the training documents, or `tokenizer` names a Hugging Face tokenizer.json
+    whose end-of-text id is `eos_id` (default: its well-known one). One document in `validation_every`, by hash of its
+    content, is held out, unless `validation` names a source of its own. The training split ends with the document
+    that reaches `max_tokens` (count).
+
+    Deterministic, and atomic: `out` appears complete or not at all. Called again with the same arguments it reports
+    the stage `already prepared` and changes nothing. UserError: other arguments than those `out` was made with, a
+    source that is empty or not what it claims, a split too small to be of use.
+    """
+    out = Path(out)
+    if (vocab_size is None) == (tokenizer is None):
+        raise UserError("give either vocab_size, to train a tokenizer, or tokenizer, the file of one")
+    if validation_every < 2:
+        raise UserError(
+            f"validation_every is {validation_every}; it must be at least 2 (one document in 2 is held out)"
+        )
+    if max_tokens is not None and max_tokens < SMALLEST_SPLIT:
+        raise UserError(f"max_tokens is {max_tokens}; it must be at least {SMALLEST_SPLIT}")
+    parts = _Partition(
+        Source.resolve(source), None if validation is None else Source.resolve(validation), validation_every
+    )
+    if tokenizer is None and (parts.train.packed or (parts.held_out and parts.held_out.packed)):
+        raise UserError("packed token files need `tokenizer`, the tokenizer.json that made them")
+    trained = None if tokenizer is None else load_tokenizer(Path(tokenizer))
+    arguments: dict[str, object] = {
+        "source": list(parts.train.words),
+        "source_fingerprint": parts.train.fingerprint,
+        "vocab_size": vocab_size,
+        "tokenizer_sha256": None if tokenizer is None else sha256_of(Path(tokenizer)),
+        "eos_id": eos_id,
+        "validation": list(parts.held_out.words) if parts.held_out else None,
+        "validation_fingerprint": parts.held_out.fingerprint if parts.held_out else None,
+        "validation_every": validation_every,
+        "text_field": text_field,
+        "max_tokens": max_tokens,
+    }
+    if (finished := _finished(out, arguments)) is not None:
+        progress("already prepared", parts.size or 0, parts.size)
+        return finished
+    with _appearing_complete(out) as folder:
+        if trained is None:
+            assert vocab_size is not None
+            # Only packed files need a vocabulary to be read, and they come with a tokenizer.
+            texts = _tokenizer_sample(parts.documents(text_field, 0, 0), parts.size, progress)
+            trained = train_bpe(texts, vocab_size)
+            trained.save(str(folder / TOKENIZER_FILE))
+        else:
+            assert tokenizer is not None
+            shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
+        eos, size = end_of_text_id(trained, eos_id), vocabulary_size(trained)
+        encoded = _encoded(trained, parts.documents(text_field, size, eos), parts.size, progress)
+        counted = _pack(folder, encoded, token_dtype(size), eos, max_tokens)
+        _check_counts(counted, validation_every if parts.held_out is None else None)
+        meta = Meta(
+            dtype=token_dtype(size),
+            vocab_size=size,
+            eos_id=eos,
+            tokenizer_sha256=sha256_of(folder / TOKENIZER_FILE),
+            train=counted["train"],
+            validation=counted["validation"],
+            split_rule=parts.rule,
+            source=", ".join(parts.train.words),
+            arguments=arguments,
+        )
+        meta.write(folder)
+    return meta
+
+
+def _finished(out: Path, arguments: dict[str, object]) -> Meta | None:
+    """The record of `out` if it was made with `arguments`, None if there is nothing yet. UserError: anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if not (out / META_FILE).is_file():
+        raise UserError(f"{out} exists and is not a folder of prepared data; give another one")
+    meta = Meta.read(out)
+    changed = [name for name in arguments if meta.arguments.get(name) != arguments[name]]
+    if changed:
+        plain = [name for name in changed if not name.endswith("_fingerprint")]
+        first = plain[0] if plain else "source"
+        how = f"{first} {meta.arguments.get(first)!r}, not {arguments[first]!r}" if plain else "files since changed"
+        raise UserError(f"{out} was prepared with {how}; give another folder or remove it")
+    return meta
+
+
+@contextlib.contextmanager
+def _appearing_complete(out: Path) -> Iterator[Path]:
+    """A scratch folder beside `out` that takes its name at the end, or vanishes if anything goes wrong.
+
+    What a killed process left behind on this machine is removed by the next call.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{out.name}.partial-{socket.gethostname()}-"
+    for stale in out.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _alive(stale.name.removeprefix(prefix)):  # containers reuse process ids: our own is nobody else's
+            shutil.rmtree(stale, ignore_errors=True)
+    folder = out.parent / f"{prefix}{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+        try:
+            folder.rename(out)  # replaces an empty folder only
+        except OSError:
+            raise UserError(f"{out} was filled by another process meanwhile; call again") from None
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _alive(pid: str) -> bool:
+    """Whether another process of this machine has this id."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return int(pid) != os.getpid()
+
+
+def _tokenizer_sample(
+    documents: Iterable[tuple[str, Document, int]], size: int | None, progress: Progress
+) -> Iterator[str]:
+    """Training texts up to TOKENIZER_BYTES of source. Held-out text must not shape the vocabulary."""
+    total = TOKENIZER_BYTES if size is None else min(size, TOKENIZER_BYTES)
+    for split, document, position in documents:
+        if split == "train":
+            assert isinstance(document.content, str)
+            yield document.content
+        progress("train tokenizer", min(position, total), total)
+        if position >= TOKENIZER_BYTES:
+            return
+
+
+def _pack(
+    folder: Path,
+    documents: Iterable[tuple[str, "Sequence[int] | np.ndarray"]],
+    dtype: str,
+    eos_id: int,
+    max_tokens: int | None,
+) -> dict[str, Split]:
+    """Writes (split, token ids) pairs until they, or `max_tokens` of training, are through: what each split holds."""
+    with contextlib.ExitStack() as files:
+        writers = {
+            split: _Writer(files.enter_context(open(folder / name, "wb")), dtype, eos_id)
+            for split, name in SPLIT_FILES.items()
+        }
+        for split, ids in documents:
+            writers[split].append(ids)
+            if max_tokens is not None and writers["train"].tokens >= max_tokens:
+                break
+        return {split: writer.written() for split, writer in writers.items()}
+
+
+def _encoded(
+    tokenizer: Tokenizer, documents: Iterable[tuple[str, Document, int]], size: int | None, progress: Progress
+) -> Iterator[tuple[str, "Sequence[int] | np.ndarray"]]:
+    """(split, token ids) of every document, in order; texts are encoded many at once, on all cores."""
+    tokenizer.encode_special_tokens = True  # a document that spells <|endoftext|> must not end there
+    for batch in _batches(documents):
+        texts = [document.content for _, document, _ in batch if isinstance(document.content, str)]
+        encoded = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        for split, document, _ in batch:
+            yield split, next(encoded).ids if isinstance(document.content, str) else document.content
+        progress("encode", batch[-1][2], size)
+
+
+def _batches(documents: Iterable[tuple[str, Document, int]]) -> Iterator[list[tuple[str, Document, int]]]:
+    batch, length = [], 0
+    for item in documents:
+        batch.append(item)
+        length += len(item[1].content)
+        if length >= _BATCH_CHARACTERS:
+            yield batch
+            batch, length = [], 0
+    if batch:
+        yield batch
+
+
+def _check_counts(counted: dict[str, Split], every: int | None) -> None:
+    for name, split in counted.items():
+        if split.tokens < SMALLEST_SPLIT:
+            documents = sum(s.documents for s in counted.values())
+            remedy = "add documents"
+            if every is not None and name == "validation":
+                remedy = f"lower validation_every ({every}) or add documents (a text file is one document)"
+            raise UserError(
+                f"the {name} split has {split.tokens} tokens from {split.documents} of {documents} documents, "
+                f"at least {SMALLEST_SPLIT} tokens are needed; {remedy}"
+            )
