@@ -151,6 +151,7 @@ def dot_general(
     aqt.drhs.rhs.use_fwd_quant = reuse and "a" in operands and "wgrad_x" not in operands
 
     def product(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None):
-        return aqt(lhs, rhs, dimension_numbers)
+        # Outside a trace AQT promotes concrete arrays as dtypes, which jax deprecates.
+        return jax.jit(lambda lhs, rhs: aqt(lhs, rhs, dimension_numbers))(lhs, rhs)
 
     return product

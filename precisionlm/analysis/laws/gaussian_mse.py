@@ -1,0 +1,45 @@
+"""A law through the format's error: N_eff = N ρ, ρ = l tanh(f (log_1/4 GMSE)^c), after arXiv:2506.01863.
+
+GMSE: mean squared error of the format on a unit Gaussian at its best scale, relative to the Gaussian's variance.
+One law then covers integers, floats and block formats. The functional form follows that paper's description; its
+constants were not at hand, so none are listed.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from precisionlm.analysis.derive import weight_error
+from precisionlm.analysis.laws.base import D, Law, N, Parameter, Symbol
+from precisionlm.analysis.laws.chinchilla import base_loss, base_parameters
+
+LOG4 = float(np.log(4.0))
+ERROR = Symbol("gmse", "w_gmse", "positive", "relative mean squared error of the weight format on a Gaussian",
+               derive=weight_error)  # fmt: skip
+
+
+def _gaussian_mse(p: Any, c: Any, xp: Any) -> Any:
+    bits = -xp.log(c["gmse"]) / LOG4  # log_1/4: the bits of an ideal quantizer with this error
+    positive = bits > 0
+    bits = xp.where(positive, bits, 1.0)
+    rho = xp.tanh(xp.exp(p["log_f"] + p["c"] * xp.log(bits)))
+    log_n = c["log_N"] + p["log_l"] + xp.log(rho)
+    return xp.where(positive, base_loss(p, log_n, c["log_D"], p["alpha"], p["alpha"], xp), xp.inf)
+
+
+GAUSSIAN_MSE = Law(
+    name="gaussian_mse",
+    title="L = A N_eff^-α + B D^-α + E, N_eff = N l tanh(f (log_1/4 GMSE)^c)",
+    parameters=(
+        *base_parameters(tied=True),
+        Parameter("l", held=1.0, bounds=(1e-3, 1e3), log=True, meaning="limit of N_eff/N; A and l share one scale"),
+        Parameter("f", (0.1, 2.0), (1e-4, 1e3), True, meaning="scale of the format's bits"),
+        Parameter("c", (0.5, 3.0), (0.01, 20.0), meaning="power of the format's bits"),
+    ),
+    symbols=(N, D, ERROR),
+    formula=_gaussian_mse,
+    source="after arXiv:2506.01863 (form as described there; constants ours to fit)",
+    undefined="+inf where the format's error is as large as the signal (GMSE ≥ 1)",
+)
+
+LAWS = (GAUSSIAN_MSE,)

@@ -1,0 +1,190 @@
+"""The minimiser of every fit: damped Newton steps with exact derivatives, all starts side by side in compiled batches.
+
+Why not L-BFGS: the objective is nearly a sum of absolute values (log residuals of 1e-2 against Huber's 1e-3), with
+3 to 25 constants whose scaled Hessian is ill-conditioned. Reweighted Gauss-Newton steps (which descend from anywhere)
+until the objective moves by less than `SWITCH`, then Newton steps with the exact Hessian, reach full float64 precision
+in 20 to 30 steps, where gradient-only methods take hundreds. Levenberg damping makes every accepted step a descent.
+Bounds are an active set: a coordinate on its bound with the gradient pointing outwards is frozen.
+
+The compiled unit is a batch of LANES problems with the weights of every row per lane. Starts, bootstrap refits and
+cross-validation folds are all lanes, so one executable serves them, whatever their number. Lanes that have finished
+leave between rounds; two threads keep two batches in flight.
+"""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from precisionlm.analysis.float64 import float64
+from precisionlm.analysis.laws.base import Law
+from precisionlm.analysis.objective import Objective, huber, residual
+
+LANES = 128
+SWITCH = 1e-3
+TOLERANCE = 1e-10
+ROUNDS = (16, 16, 32, 64, 128)
+MAX_DAMPING = 1e8
+EASY = 1e-3
+
+# Half the compile time of the default, at the same speed: these kernels are small and element-wise.
+COMPILER = {"xla_backend_optimization_level": 1}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One law on one table: columns symbol -> (n,), observations (n,), search-space bounds (p,) and the objective."""
+
+    law: Law
+    columns: Mapping[str, np.ndarray]
+    observed: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    objective: Objective
+
+
+class Solution(NamedTuple):
+    """Per lane: search-space point (S, p), objective (S,), gradient (S, p), Hessian (S, p, p), finished (S,)."""
+
+    point: np.ndarray
+    objective: np.ndarray
+    gradient: np.ndarray
+    hessian: np.ndarray
+    finished: np.ndarray
+
+
+class _Lane(NamedTuple):
+    step: Any
+    trial: Any
+    point: Any
+    value: Any
+    gradient: Any
+    hessian: Any
+    damping: Any
+    newton: Any
+    done: Any
+
+
+@partial(jax.jit, static_argnames=("law", "logarithmic"), compiler_options=COMPILER)
+def _advance(law, logarithmic, columns, observed, low, high, delta, lanes, weights, until):
+    """Advance every lane until it is done or has made `until` steps."""
+
+    def expand(point, weight, newton):
+        """Objective, gradient and (Gauss-)Newton Hessian at a point."""
+
+        def residuals(z):
+            return residual(logarithmic, law.formula(law.constants_at(z), columns, jnp), observed)
+
+        def slope(r):
+            return weight * jnp.clip(r, -delta, delta)
+
+        def residuals_and_pull(z):
+            r, back = jax.vjp(residuals, z)
+            return r, back(jax.lax.stop_gradient(slope(r)))[0]
+
+        (r, gradient), push = jax.linearize(residuals_and_pull, point)
+        jacobian, curvature = jax.vmap(push)(jnp.eye(point.size))
+        value = jnp.sum(weight * huber(r, delta))
+        inside = jnp.abs(r) <= delta
+        row = weight * jnp.where(inside, 1.0, jnp.where(newton, 0.0, delta / jnp.where(inside, 1.0, jnp.abs(r))))
+        hessian = (jacobian * row) @ jacobian.T + jnp.where(newton, curvature, 0.0)
+        return jnp.where(jnp.isfinite(value), value, jnp.inf), gradient, hessian
+
+    def body(lane: _Lane, weight):
+        value, gradient, hessian = expand(lane.trial, weight, lane.newton)
+        better = value < lane.value
+        first = jnp.isinf(lane.value)
+        gain = jnp.where(first, 1.0, (lane.value - value) / lane.value)
+        damping = jnp.where(better, jnp.maximum(lane.damping * 0.2, 1e-14), lane.damping * 5.0)
+        damping = jnp.where(first, lane.damping, damping)
+        hopeless = first & ~better
+        done = (better & (gain < TOLERANCE) & lane.newton) | (damping > MAX_DAMPING) | hopeless
+        newton = lane.newton | (better & (gain < SWITCH))
+
+        def keep(new, old):
+            return jnp.where(better, new, old)
+
+        point, gradient = keep(lane.trial, lane.point), keep(gradient, lane.gradient)
+        hessian = keep(hessian, lane.hessian)
+        free = (high > low) & ~(((point <= low) & (gradient > 0)) | ((point >= high) & (gradient < 0)))
+        diagonal = jnp.abs(jnp.diag(hessian))
+        diagonal = jnp.maximum(diagonal, 1e-12 * diagonal.max()) + 1e-300
+        matrix = jnp.where(free[:, None] & free[None, :], hessian, 0.0)
+        matrix = matrix + jnp.diag(damping * diagonal + jnp.where(free, 0.0, 1.0))
+        move = -jnp.linalg.solve(matrix, jnp.where(free, gradient, 0.0))
+        trial = jnp.clip(jnp.where(jnp.isfinite(move), point + move, point), low, high)
+        return _Lane(lane.step + 1, trial, point, keep(value, lane.value), gradient, hessian, damping, newton, done)
+
+    def run(lane, weight):
+        return jax.lax.while_loop(lambda s: ~s.done & (s.step < until), lambda s: body(s, weight), lane)
+
+    return jax.vmap(run)(lanes, weights)
+
+
+def solve(problem: Problem, starts: np.ndarray, weights: np.ndarray) -> Solution:
+    """Minimise from every start.
+
+    starts: (S, p) in search space. weights: (n,) for all, or (S, n), a row's weight in each lane's sum.
+    A Huber threshold below EASY (nearly absolute deviations) is approached in factors of ten, each from the last
+    optimum: the kinks are then crossed by Newton steps instead of by ever shorter reweighted ones.
+    """
+    target = problem.objective.threshold
+    thresholds = [target]
+    while thresholds[0] < EASY:
+        thresholds.insert(0, min(thresholds[0] * 10.0, EASY))
+    points = np.clip(starts, problem.low, problem.high)
+    for stage, threshold in enumerate(thresholds):
+        lanes = _minimise(problem, points, weights, threshold, newton=stage > 0)
+        points = lanes.point
+    return Solution(lanes.point, lanes.value, lanes.gradient, lanes.hessian, lanes.done)
+
+
+def _minimise(problem: Problem, starts: np.ndarray, weights: np.ndarray, threshold: float, newton: bool) -> _Lane:
+    size, p = starts.shape
+    lanes = _Lane(
+        np.zeros(size, np.int32), starts, starts.copy(), np.full(size, np.inf), np.zeros((size, p)),
+        np.zeros((size, p, p)), np.full(size, 1e-2), np.full(size, newton), np.zeros(size, bool),
+    )  # fmt: skip
+    active, until = np.arange(size), 0
+    for steps in ROUNDS:
+        until += steps
+        advance = partial(_advance_batch, problem, lanes, weights, threshold, until)
+        padded = np.concatenate([active, np.repeat(active[:1], -len(active) % LANES)])
+        outputs = parallel(advance, [padded[i : i + LANES] for i in range(0, len(padded), LANES)])
+        for array, parts in zip(lanes, zip(*outputs, strict=True), strict=True):
+            array[active] = np.concatenate(parts)[: len(active)]
+        active = np.flatnonzero(~lanes.done)
+        if not len(active):
+            break
+    return lanes
+
+
+def _advance_batch(
+    problem: Problem, lanes: _Lane, weights: np.ndarray, threshold: float, until: int, index: np.ndarray
+) -> list[np.ndarray]:
+    batch = _Lane(*(array[index] for array in lanes))
+    rows = weights[index] if weights.ndim == 2 else np.broadcast_to(weights, (len(index), len(weights)))
+    with float64():
+        out = _advance(problem.law, problem.objective.logarithmic, dict(problem.columns), problem.observed, problem.low,
+                       problem.high, threshold, batch, rows, until)  # fmt: skip
+        return [np.asarray(a) for a in out]
+
+
+def parallel(work: Any, items: list[Any]) -> list[Any]:
+    """`work` over items on as many threads as there are cores (compiled code runs without the interpreter's lock)."""
+    if len(items) == 1:
+        return [work(items[0])]
+    first = work(items[0])  # compiles once, before the threads start
+    with ThreadPoolExecutor(min(len(items), os.cpu_count() or 1)) as pool:
+        return [first, *pool.map(work, items[1:])]
+
+
+def compile_count() -> int:
+    """How many executables of the minimiser this process holds."""
+    return int(getattr(_advance, "_cache_size")())  # noqa: B009 (untyped in jax)

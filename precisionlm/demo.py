@@ -1,0 +1,119 @@
+"""The whole way in miniature, on text that every machine with Python has: the source of its standard library."""
+
+import time
+from pathlib import Path
+
+from precisionlm.analysis.analyze import Analysis, analyze
+from precisionlm.analysis.report import write_report
+from precisionlm.config import Experiment, build
+from precisionlm.data.prepare import prepare
+from precisionlm.errors import DONE
+from precisionlm.progress import Reporter, clock, reporting
+from precisionlm.ptq.evaluate import finished_runs, quantize_run, weight_quantization
+from precisionlm.sweep.scheduler import plan, run_sweep
+from precisionlm.sweep.table import collect, write
+from precisionlm.training.preemption import Interruption
+from precisionlm.training.run_directory import RunDirectory
+
+VOCABULARY = 1024
+SIZES = (
+    {"layers": 2, "width": 48, "heads": 3, "mlp_width": 128},
+    {"layers": 3, "width": 96, "heads": 3, "mlp_width": 256},
+)
+TOKENS = (250_000, 1_000_000)
+RECIPES = ("bf16", "W4A8", "W3A8")
+PTQ_BITS = (3, 4, 6)
+
+# Shares of the whole job, for the progress bar; training takes nearly all of it.
+_PREPARED, _TRAINED, _QUANTIZED = 0.08, 0.90, 0.95
+
+
+def experiments(data: Path, scale: float) -> list[Experiment]:
+    """The grid: every size at every token budget and precision. scale: times every budget."""
+    batch_size, sequence_length = 16, 128
+    steps = [max(20, round(scale * tokens / (batch_size * sequence_length))) for tokens in TOKENS]
+    return [
+        build(
+            {
+                "name": "demo",
+                "model": size,
+                "data": {"path": str(data), "sequence_length": sequence_length},
+                "optimizer": {"learning_rate": 5e-3},
+                "precision": {"recipe": recipe},
+                "training": {
+                    "steps": count,
+                    "batch_size": batch_size,
+                    "dtype": "float32",
+                    "remat": "none",
+                    "eval_tokens": 65_536,
+                },
+            },
+            "demo",
+        )
+        for size in SIZES
+        for recipe in RECIPES
+        for count in steps
+    ]
+
+
+def run_demo(out: Path, scale: float) -> int:
+    """Prepare data, train the grid, quantize after training, collect, fit, report, all under `out`; what is there from
+    an earlier call is kept. Returns the exit code. scale: times every token budget."""
+    began = time.monotonic()
+    with reporting("demo") as report, Interruption() as interrupted:
+        prepare(
+            "stdlib",
+            out / "data",
+            vocab_size=VOCABULARY,
+            validation_every=32,
+            progress=lambda stage, done, total: report(_PREPARED * (done / total if total else 0.0), stage),
+        )
+        rows = plan(experiments(out / "data", scale), out / "runs")
+        outcome = run_sweep(rows, out / "runs", _between(report, _PREPARED, _TRAINED), interrupted)
+        _quantize(out / "runs", _between(report, _TRAINED, _QUANTIZED))
+        report(_QUANTIZED, "collect, fit, report")
+        table, _ = collect(out / "runs")
+        paths = write(table, out / "runs.parquet")
+        analysis = analyze(table, "kumar", starts=200, resamples=400)
+        summary = write_report(table, [analysis], out / "report.html", title="Precision scaling laws: the demo")
+        report(1.0, "done")
+    structures = len({row.run.program for row in rows})
+    print(
+        f"{len(rows)} runs in {clock(time.monotonic() - began)}: {len(outcome.done)} trained, {len(outcome.skipped)} "
+        f"finished before, {len(outcome.diverged)} diverged; {outcome.compilations} training steps compiled for "
+        f"{structures} combinations of size and scale structure"
+    )
+    print(f"table: {len(table)} rows in {paths[0]} and {paths[1].name}")
+    print("\n".join(summary.lines))
+    print(_verdict(analysis))
+    print(f"report: {summary.path}")
+    return DONE
+
+
+def _between(report: Reporter, low: float, high: float) -> Reporter:
+    return lambda share, text: report(low + (high - low) * share, text)
+
+
+def _quantize(runs: Path, report: Reporter) -> None:
+    """Round the weights of the bf16 runs to nearest."""
+    quantizations = [weight_quantization(str(bits)) for bits in PTQ_BITS]
+    folders = [
+        folder
+        for folder in finished_runs(runs)
+        if RunDirectory(folder.parent, folder.name).read_json("result.json")["row"]["recipe"] == "bf16"
+    ]
+    for i, folder in enumerate(folders):
+        share = i / len(folders)
+        quantize_run(folder, "rtn", quantizations, lambda text, share=share: report(share, f"quantize {text}"))
+
+
+def _verdict(analysis: Analysis) -> str:
+    spans = [
+        f"{name} {low:.3g} to {high:.3g}"
+        for name, (low, high) in analysis.intervals.items()
+        if name.startswith("gamma")
+    ]
+    return (
+        f"This grid shows that everything works; it is too small to trust ({analysis.result.status.value}, 95 % "
+        f"intervals: {', '.join(spans)})."
+    )

@@ -1,0 +1,90 @@
+"""Causality under every recipe, shapes, counts, the kernel's parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from precisionlm.config import ModelConfig
+from precisionlm.model.attention import rotary_tables, rotate
+from precisionlm.model.transformer import Transformer, axis_sizes, parameter_counts
+from precisionlm.precision.binding import bind, leaks_future
+from precisionlm.precision.recipe import parse_recipe
+
+MODEL = ModelConfig(layers=2, width=64, heads=4, kv_heads=2, mlp_width=128, vocab_size=97)
+T = 32
+TOKENS = jax.random.randint(jax.random.key(0), (2, T), 0, 97)
+CAUSAL = [
+    "bf16",
+    "W4A4KV4",
+    "W4A4KV4Q4S8",
+    "W4A4KV4-g32",
+    "mxfp4",
+    "W=e4m3,A=e4m3,P246=e2m1",
+    "KV=int3/g8,S=int4/g8,W=int4/tensor",
+    "W4A4@head:W8A8@embed:W8",
+    "G=int4/sr,W4A4",
+]
+
+
+def logits_of(recipe: str, model: ModelConfig = MODEL, remat: str = "none"):
+    structure, grids = bind(parse_recipe(recipe), model.layers, axis_sizes(model, T))
+    transformer = Transformer(model, structure, "float32", remat)
+    params = jax.jit(transformer.init)(jax.random.key(1), TOKENS, grids)["params"]
+    return jax.jit(lambda p, tokens: transformer.apply({"params": p}, tokens, grids)), params, structure
+
+
+@pytest.mark.parametrize("recipe", CAUSAL)
+def test_a_later_token_changes_no_earlier_logit(recipe):
+    apply, params, structure = logits_of(recipe)
+    assert not leaks_future(structure)
+    before, after = apply(params, TOKENS), apply(params, TOKENS.at[:, 20].set((TOKENS[:, 20] + 1) % 97))
+    change = np.abs(np.asarray(before - after)).max(axis=(0, 2))
+    assert change[:20].max() == 0.0
+    assert change[20:].min() > 0.0
+
+
+@pytest.mark.parametrize("recipe", ["W4,A=int8/tensor", "nvfp4", "KV=int4/tensor"])
+def test_recipes_flagged_as_leaking_do_leak(recipe):
+    apply, params, structure = logits_of(recipe)
+    assert leaks_future(structure)
+    other = TOKENS.at[:, 20:].set((TOKENS[:, 20:] + 1) % 97)
+    assert np.abs(np.asarray(apply(params, TOKENS) - apply(params, other)))[:, :20].max() > 0.0
+
+
+def count(model: ModelConfig) -> tuple[int, int]:
+    shapes = jax.eval_shape(lambda: Transformer(model).init(jax.random.key(1), TOKENS, {}))
+    return parameter_counts(shapes["params"])
+
+
+def test_options_change_the_parameters_they_say():
+    D, F, K, G, H, L, V = 64, 128, 2, 2, 16, 2, 97
+    blocks = L * (D * K * (G + 2) * H + D * D + 3 * D * F)
+    base = count(MODEL)
+    assert base == (blocks, blocks + 2 * V * D + (2 * L + 1) * D)
+    assert count(MODEL.model_copy(update={"tie_embeddings": True})) == (base[0], base[1] - V * D)
+    normed = MODEL.model_copy(update={"qk_norm": True, "projection_norm": True})
+    assert count(normed) == (base[0], base[1] + L * (2 * H + D + F))
+
+
+def test_remat_changes_no_value():
+    (plain, params, _), (recomputed, *_) = (logits_of("W4A4KV4", remat=remat) for remat in ("none", "full"))
+    np.testing.assert_allclose(plain(params, TOKENS), recomputed(params, TOKENS), atol=1e-6)
+
+
+def test_rotation_depends_on_relative_position_only():
+    q, k = jax.random.normal(jax.random.key(2), (2, 1, 1, 1, 16))
+    tables = rotary_tables(10, 16, 10000.0)
+    at = lambda x, t: rotate(jnp.broadcast_to(x, (1, 10, 1, 16)), tables)[0, t, 0]  # noqa: E731
+    assert float(at(q, 3) @ at(k, 1)) == pytest.approx(float(at(q, 9) @ at(k, 7)), abs=1e-5)
+    assert float(at(q, 3) @ at(k, 1)) != pytest.approx(float(at(q, 9) @ at(k, 1)), abs=1e-3)
+
+
+def test_explicit_attention_equals_jax():
+    q = jax.random.normal(jax.random.key(3), (2, T, 4, 16))
+    k, v = jax.random.normal(jax.random.key(4), (2, 2, T, 2, 16))
+    from precisionlm.model.attention import Attention
+    from precisionlm.precision.binding import Structure
+
+    ours = Attention(MODEL, Structure())._explicit(q, k, v, {}, None)
+    np.testing.assert_allclose(ours, jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=1e-5)
