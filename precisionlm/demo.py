@@ -20,7 +20,7 @@ SIZES = (
     {"layers": 2, "width": 48, "heads": 3, "mlp_width": 128},
     {"layers": 3, "width": 96, "heads": 3, "mlp_width": 256},
 )
-TOKENS = (250_000, 1_000_000)
+TOKENS = (150_000, 600_000)
 RECIPES = ("bf16", "W4A8", "W3A8")
 PTQ_BITS = (3, 4, 6)
 
@@ -30,7 +30,7 @@ _PREPARED, _TRAINED, _QUANTIZED = 0.08, 0.90, 0.95
 
 def experiments(data: Path, scale: float) -> list[Experiment]:
     """The grid: every size at every token budget and precision. scale: times every budget."""
-    batch_size, sequence_length = 16, 128
+    batch_size, sequence_length = 8, 128
     steps = [max(20, round(scale * tokens / (batch_size * sequence_length))) for tokens in TOKENS]
     return [
         build(
@@ -45,7 +45,7 @@ def experiments(data: Path, scale: float) -> list[Experiment]:
                     "batch_size": batch_size,
                     "dtype": "float32",
                     "remat": "none",
-                    "eval_tokens": 65_536,
+                    "eval_tokens": 50_000,
                 },
             },
             "demo",

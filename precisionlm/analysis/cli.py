@@ -9,6 +9,8 @@ from typing import Any
 from precisionlm.analysis import report as reports
 from precisionlm.analysis import table as tables
 from precisionlm.analysis.analyze import Analysis, analyze
+from precisionlm.analysis.cli_plan import add_plan_arguments, describe, plan
+from precisionlm.analysis.compare import as_table, compare
 from precisionlm.analysis.objective import parse_objective
 from precisionlm.errors import UserError
 
@@ -16,6 +18,8 @@ from precisionlm.errors import UserError
 def add_verbs(subparsers: Any) -> None:
     """Register the verbs on an argparse subparsers object; each sets `run`, a function of the parsed arguments."""
     _add_fit(subparsers)
+    _add_compare(subparsers)
+    _add_plan(subparsers)
     _add_report(subparsers)
 
 
@@ -79,6 +83,38 @@ def _add_report(subparsers: Any) -> None:
     parser.add_argument("--title", default="Precision scaling laws")
     parser.add_argument("--json", action="store_true", help="print paths and findings as one JSON object")
     parser.set_defaults(run=run_report)
+
+
+def _add_compare(subparsers: Any) -> None:
+    parser = _verb(
+        subparsers,
+        "compare",
+        "Compare scaling laws on the same rows by their error on runs left out: each (N, D) pair in turn, the largest "
+        "N, the largest D. Differences to the best law come with paired intervals.",
+        "precisionlm compare --runs runs.csv --laws chinchilla,kumar,sun --json",
+    )
+    add_table_arguments(parser)
+    parser.add_argument("--laws", required=True, metavar="A,B,...", help="names of two or more laws")
+    parser.add_argument("--objective", default="huber:1e-3", help="huber:DELTA or squares (log residuals), or relative")
+    parser.add_argument("--starts", type=int, default=200, help="starting points per law (default 200)")
+    parser.add_argument("--folds", type=int, default=10, help="folds over (N, D) pairs (default 10)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run_compare)
+
+
+def _add_plan(subparsers: Any) -> None:
+    parser = _verb(
+        subparsers,
+        "plan",
+        "Decide: the size, tokens and bits of least loss under a budget; critical data; the loss at a point; sizes of "
+        "equal loss; which runs to add next. Constants are published ones or a fit of your own runs, with intervals.",
+        "precisionlm plan --law kumar --published --compute 1e21 --json",
+    )
+    parser.add_argument("--law", required=True, help="name of the law, such as kumar, sun, chinchilla")
+    add_table_arguments(parser, required=False)
+    add_fit_arguments(parser, bootstrap=500)
+    add_plan_arguments(parser)
+    parser.set_defaults(run=run_plan)
 
 
 def fit_from(arguments: argparse.Namespace, frame: Any, law: str, resamples: int | None = None) -> Analysis:
@@ -181,4 +217,45 @@ def run_report(arguments: argparse.Namespace) -> int:
         )
     else:
         print("\n".join([*summary.lines, f"report: {summary.path}"]))
+    return 0
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    """`precisionlm compare`."""
+    comparison = compare(
+        tables.read(arguments.runs), [name.strip() for name in arguments.laws.split(",") if name.strip()],
+        tables.parse_columns(arguments.columns), arguments.where, parse_objective(arguments.objective),
+        arguments.starts, arguments.folds,
+    )  # fmt: skip
+    if arguments.json:
+        dump({
+            "rows_used": comparison.rows, "rows_excluded": sum(comparison.excluded.values()),
+            "ranking": [s.fit.law.name for s in comparison.scores],
+            "laws": [as_json(Analysis(s.fit)) | {"held_out_rms_log": s.held_out} for s in comparison.scores],
+            "squared_error_above_best": {k: list(v) for k, v in comparison.differences.items()},
+            "warnings": list(comparison.warnings),
+        })  # fmt: skip
+        return 0
+    shown = as_table(comparison)
+    rows = [shown["head"], *shown["rows"]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    print(shown["caption"])
+    print("\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows))
+    for warning in comparison.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return 0
+
+
+def run_plan(arguments: argparse.Namespace) -> int:
+    """`precisionlm plan`."""
+    if arguments.published and (arguments.runs or arguments.with_fit):
+        raise UserError("--published and a fit (--runs, --with-fit) exclude each other")
+    if arguments.with_fit and not arguments.runs:
+        raise UserError("--with-fit needs --runs FILE")
+    fitted = fit_from(arguments, tables.read(arguments.runs), arguments.law) if arguments.runs else None
+    result = plan(arguments, fitted)
+    if arguments.json:
+        dump(result)
+    else:
+        print(describe(result))
     return 0

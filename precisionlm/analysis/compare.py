@@ -164,7 +164,7 @@ def as_table(comparison: Comparison) -> dict[str, Any]:
         fitted = [f"{s.fit.rms_log:.4g}", f"{s.fit.r2:.4f}"]
         rows.append([s.fit.law.name, str(len(s.fit.free)), s.fit.status.value, *held_out, *fitted, behind])
     caption = (
-        f"{comparison.rows} rows that every law can use. Errors are root mean squares of log predicted/observed on rows "
-        "left out of the fit; the last column compares squared errors pairwise over resampled (N, D) cells."
+        f"{comparison.rows} rows that every law can use. Errors are root mean squares of log predicted/observed on "
+        "rows left out of the fit; the last column compares squared errors pairwise over resampled (N, D) cells."
     )
     return {"caption": caption, "head": head, "rows": rows}

@@ -5,10 +5,10 @@ further run with row j adds j j'/σ²; the greedy choice takes the run that lowe
 again. Local: it believes the present constants, so fit again when the new runs are in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from operator import itemgetter
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from precisionlm.errors import UserError
 
 @dataclass(frozen=True)
 class NextRun:
-    """columns: symbol -> value of the run to add. flops: its cost. error: the quantity's standard error once it is in."""
+    """columns: symbol -> value of the run to add. flops: its cost. error: standard error once it is in."""
 
     columns: dict[str, float]
     flops: float
@@ -47,7 +47,7 @@ def next_runs(
 ) -> Plan:
     """The `count` runs that shrink the standard error of a quantity most per FLOP; a run may be named twice.
 
-    quantity: a parameter's name, or any text with `value`, a function params -> number (such as the optimal bits).
+    quantity: a parameter's name, or any text with `value`, a function params -> number (the optimal bits, say).
     candidates: symbol -> (m,) columns of runs to choose from; by default every combination of the table's sizes,
     budgets and precisions, and sizes and budgets twice the largest. Raises UserError for an unknown quantity.
     """
@@ -57,7 +57,7 @@ def next_runs(
     if value is None:
         if quantity not in result.free:
             raise UserError(f"quantity '{quantity}' is not a fitted constant of {law.name}: {', '.join(result.free)}")
-        value = lambda params: params[quantity]  # noqa: E731
+        value = itemgetter(quantity)
     columns = default_candidates(result) if candidates is None else candidates
     m = len(next(iter(columns.values())))
     price = cost.total(columns["N"], columns["D"], _bits(columns))
@@ -94,7 +94,7 @@ def default_candidates(result: FitResult) -> dict[str, np.ndarray]:
     sizes, budgets = (np.unique(columns[k]) for k in ("N", "D"))
     sizes, budgets = (np.append(v, 2 * v.max()) for v in (sizes, budgets))
     others = [k for k in columns if k not in ("N", "D")]
-    kinds: Sequence[Any] = np.unique(np.stack([columns[k] for k in others], 1), axis=0) if others else [()]
+    kinds = np.unique(np.stack([columns[k] for k in others], 1), axis=0).tolist() if others else [[]]
     rows = np.array([(n, d, *kind) for n, d, kind in product(sizes, budgets, kinds)])
     return {k: rows[:, i] for i, k in enumerate(["N", "D", *others])}
 

@@ -6,14 +6,12 @@ until the objective moves by less than `SWITCH`, then Newton steps with the exac
 in 20 to 30 steps, where gradient-only methods take hundreds. Levenberg damping makes every accepted step a descent.
 Bounds are an active set: a coordinate on its bound with the gradient pointing outwards is frozen.
 
-The compiled unit is a batch of LANES problems with the weights of every row per lane. Starts, bootstrap refits and
+The compiled unit is a batch of problems (lanes) with the weights of every row per lane. Starts, bootstrap refits and
 cross-validation folds are all lanes, so one executable serves them, whatever their number. Lanes that have finished
-leave between rounds; two threads keep two batches in flight.
+leave between rounds. Batches run one after the other: XLA already spreads each over the cores.
 """
 
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ from precisionlm.analysis.float64 import float64
 from precisionlm.analysis.laws.base import Law
 from precisionlm.analysis.objective import Objective, huber, residual
 
-LANES = 128
+FEW = 8  # constants up to which derivatives are taken side by side
 SWITCH = 1e-3
 TOLERANCE = 1e-10
 ROUNDS = (16, 16, 32, 64, 128)
@@ -75,6 +73,9 @@ class _Lane(NamedTuple):
 def _advance(law, logarithmic, columns, observed, low, high, delta, lanes, weights, until):
     """Advance every lane until it is done or has made `until` steps."""
 
+    # With many constants one derivative at a time is 1.5 times faster: side by side they recompute shared parts.
+    each = jax.lax.map if len(law.parameters) > FEW else lambda push, basis: jax.vmap(push)(basis)
+
     def expand(point, weight, newton):
         """Objective, gradient and (Gauss-)Newton Hessian at a point."""
 
@@ -89,7 +90,7 @@ def _advance(law, logarithmic, columns, observed, low, high, delta, lanes, weigh
             return r, back(jax.lax.stop_gradient(slope(r)))[0]
 
         (r, gradient), push = jax.linearize(residuals_and_pull, point)
-        jacobian, curvature = jax.vmap(push)(jnp.eye(point.size))
+        jacobian, curvature = each(push, jnp.eye(point.size))
         value = jnp.sum(weight * huber(r, delta))
         inside = jnp.abs(r) <= delta
         row = weight * jnp.where(inside, 1.0, jnp.where(newton, 0.0, delta / jnp.where(inside, 1.0, jnp.abs(r))))
@@ -155,8 +156,9 @@ def _minimise(problem: Problem, starts: np.ndarray, weights: np.ndarray, thresho
     for steps in ROUNDS:
         until += steps
         advance = partial(_advance_batch, problem, lanes, weights, threshold, until)
-        padded = np.concatenate([active, np.repeat(active[:1], -len(active) % LANES)])
-        outputs = parallel(advance, [padded[i : i + LANES] for i in range(0, len(padded), LANES)])
+        width = 256 if p <= FEW else 64
+        padded = np.concatenate([active, np.repeat(active[:1], -len(active) % width)])
+        outputs = [advance(padded[i : i + width]) for i in range(0, len(padded), width)]
         for array, parts in zip(lanes, zip(*outputs, strict=True), strict=True):
             array[active] = np.concatenate(parts)[: len(active)]
         active = np.flatnonzero(~lanes.done)
@@ -174,15 +176,6 @@ def _advance_batch(
         out = _advance(problem.law, problem.objective.logarithmic, dict(problem.columns), problem.observed, problem.low,
                        problem.high, threshold, batch, rows, until)  # fmt: skip
         return [np.asarray(a) for a in out]
-
-
-def parallel(work: Any, items: list[Any]) -> list[Any]:
-    """`work` over items on as many threads as there are cores (compiled code runs without the interpreter's lock)."""
-    if len(items) == 1:
-        return [work(items[0])]
-    first = work(items[0])  # compiles once, before the threads start
-    with ThreadPoolExecutor(min(len(items), os.cpu_count() or 1)) as pool:
-        return [first, *pool.map(work, items[1:])]
 
 
 def compile_count() -> int:

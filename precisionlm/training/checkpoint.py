@@ -20,6 +20,7 @@ class Checkpoints:
             epath.Path(folder).absolute(),
             options=ocp.CheckpointManagerOptions(max_to_keep=config.keep, enable_async_checkpointing=True),
             item_names=("state", "position"),
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()},
         )
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
@@ -37,8 +38,10 @@ class Checkpoints:
         none. A damaged one is passed over with a warning. Raises UserError where shapes or dtypes differ."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                found = self._manager.item_metadata(step)["state"]
-                _check_same(found, abstract_state)
+                metadata = self._manager.item_metadata(step)["state"]
+                if metadata is None:
+                    raise OSError("its metadata cannot be read")
+                _check_same(metadata.tree, abstract_state)
                 restored = self._manager.restore(
                     step,
                     args=ocp.args.Composite(

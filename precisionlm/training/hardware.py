@@ -13,10 +13,10 @@ GB, GIB, TERA = 1e9, 2**30, 1e12
 
 @dataclass(frozen=True)
 class Chip:
-    """Peaks in operations/s (a multiply and an add are two; None: no such units), memory in bytes, bandwidths per second.
+    """Peaks in operations/s (a multiply and an add are two; None: no such units), memory in bytes, rates per second.
 
-    link_bandwidth: what a device can send at once along one mesh axis: two links of a TPU torus, a GPU's NVLink (None:
-    neither). Networks between slices or hosts are slower and not in this table.
+    link_bandwidth: what a device can send at once along one mesh axis: two links of a TPU's torus, or a GPU's NVLink
+    (None: neither). Networks between slices or hosts are slower and not in this table.
     """
 
     name: str
@@ -30,8 +30,8 @@ class Chip:
 
 def _chip(name: str, bf16: float, int8: float | None, fp8: float | None, hbm: float, bandwidth: float, link: float):
     """Peaks in tera, bandwidths in giga, memory in bytes."""
-    tera = [None if peak is None else peak * TERA for peak in (int8, fp8)]
-    return Chip(name, bf16 * TERA, *tera, int(hbm), bandwidth * GB, link * GB or None)
+    int8, fp8 = (peak and peak * TERA for peak in (int8, fp8))
+    return Chip(name, bf16 * TERA, int8, fp8, int(hbm), bandwidth * GB, link * GB or None)
 
 
 V4 = _chip("TPU v4", 275, 275, None, 32 * GIB, 1228, 100)

@@ -105,7 +105,7 @@ def update(program: Program, state: State, tokens_BT1: jax.Array, grids: Grids, 
         return loss + hyper["z_loss"] * jnp.mean(log_z_BT**2), loss
 
     (_, loss), gradients = jax.value_and_grad(objective, has_aux=True)(state["params"])
-    grad_norm = optax.global_norm(gradients)
+    grad_norm = optax.tree.norm(gradients)
     rate = learning_rate(program.schedule, state["step"], hyper)
     direction, opt_state = adamw(hyper).update(gradients, state["opt_state"], state["params"])
     params = jax.tree.map(lambda p, u: p - rate * u, state["params"], direction)

@@ -1,0 +1,237 @@
+"""The real train step, compiled for TPUs that are not here: does it fit, what does it multiply, send and wait for.
+
+Each compilation runs in a process of its own, so that libtpu and its environment never touch the caller and a crash of
+the compiler is a row of the report. Needs libtpu (extra `tpu-aot`), no TPU and no data.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from precisionlm.config import Experiment
+from precisionlm.errors import UserError
+from precisionlm.model.presets import non_embedding_parameters
+from precisionlm.model.transformer import axis_sizes
+from precisionlm.precision.binding import bind
+from precisionlm.precision.recipe import parse_recipe
+from precisionlm.training.compile_report import (
+    FAILED,
+    FITS,
+    NOT_TRIED,
+    OUT_OF_MEMORY,
+    TIMED_OUT,
+    Report,
+    out_of_memory,
+    report_of,
+    roofline,
+)
+from precisionlm.training.flops import training_flops_per_token
+from precisionlm.training.hardware import chip_of
+from precisionlm.training.hlo import parse
+from precisionlm.training.hlo_costs import collectives, memory_traffic, products
+
+_BAD_INPUT = "bad input"
+
+# Without these libtpu asks a metadata server that only a TPU machine has.
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+def compile_for(experiment: Experiment, topology: str, timeout_seconds: float = 3600.0) -> Report:
+    """Compile one experiment's train step for a topology such as v5e:2x2, v5e:16x16, v5p:2x2x4 or v6e:4x4.
+
+    Out of memory, a crash or a time-out of the compiler is a report. Raises UserError for what no compiler can mend: no
+    libtpu, an unknown topology, a vocabulary that is not given, a mesh or batch that does not fit the devices.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("compiling for TPU needs libtpu, which is not installed: pip install 'precisionlm[tpu-aot]'")
+    if experiment.model.vocab_size is None:
+        raise UserError("model.vocab_size is missing: ahead-of-time compilation reads no data, so it must be given")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "report.json"
+        request = {"experiment": experiment.model_dump(), "topology": topology, "answer": str(answer)}
+        try:
+            worker = subprocess.run(
+                [sys.executable, "-m", __name__],
+                input=json.dumps(request),
+                env=os.environ | _ENVIRONMENT,
+                capture_output=True,
+                text=True,
+                timeout=timeout_seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return _without_program(experiment, topology, TIMED_OUT, f"after {timeout_seconds:g} s of compiling")
+        seconds = time.monotonic() - started
+        if not answer.exists():
+            last = (worker.stderr.strip().splitlines() or ["no message"])[-1]
+            detail = f"the compiler's process ended with code {worker.returncode}: {last[:300]}"
+            return _without_program(experiment, topology, FAILED, detail, seconds)
+        found = json.loads(answer.read_text())
+    if found["status"] == _BAD_INPUT:
+        raise UserError(found["detail"])
+    return report_of(found)
+
+
+def compile_sweep(
+    experiments: Sequence[Experiment],
+    topology: str,
+    timeout_seconds: float = 3600.0,
+    report: Callable[[float, str], None] = lambda share, text: None,
+) -> list[Report]:
+    """Compile every program of a sweep once, small models first. Where one does not fit, larger models that are alike
+    in everything else are not tried.
+
+    Runs that share a program (number of tokens, widths of one format family) share a row.
+    """
+    programs: dict[str, Experiment] = {}
+    for experiment in experiments:
+        programs.setdefault(_program_key(experiment), experiment)
+    ordered = sorted(programs.values(), key=lambda e: non_embedding_parameters(e.model))
+    too_large: dict[str, str] = {}
+    rows = []
+    for index, experiment in enumerate(ordered):
+        report(index / len(ordered), f"{experiment.name} {experiment.precision.recipe}")
+        alike = _program_key(experiment, with_model=False)
+        if alike in too_large:
+            row = _without_program(experiment, topology, NOT_TRIED, f"{too_large[alike]} does not fit")
+        else:
+            row = compile_for(experiment, topology, timeout_seconds)
+        if row.status == OUT_OF_MEMORY:
+            too_large[alike] = experiment.name or f"N {row.non_embedding:,}"
+        rows.append(row)
+    return rows
+
+
+def _program_key(e: Experiment, with_model: bool = True) -> str:
+    """Equal for experiments whose compiled steps are equal, up to the model if it is left out."""
+    structure, _ = _bound(e)
+    t = e.training
+    static = [structure, t.dtype, t.remat, t.on_nan, t.batch_size, e.data.sequence_length, e.optimizer.schedule, e.mesh]
+    return repr([*static, e.model] if with_model else static)
+
+
+def _bound(e: Experiment):
+    sizes = axis_sizes(e.model, e.data.sequence_length)
+    return bind(parse_recipe(e.precision.recipe), e.model.layers, sizes, e.precision.backward, e.precision.execution)
+
+
+def _without_program(e: Experiment, topology: str, status: str, detail: str, seconds: float = 0.0) -> Report:
+    return Report(
+        e.name,
+        e.precision.recipe,
+        non_embedding_parameters(e.model),
+        topology,
+        0,
+        "",
+        {},
+        e.batch_tokens,
+        status,
+        detail,
+        seconds,
+    )
+
+
+def _work(e: Experiment, topology: str) -> dict[str, Any]:
+    """In the compiler's own process: the fields of a Report."""
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+
+    from precisionlm.training.optimizer import hyperparameters
+    from precisionlm.training.sharding import make_mesh
+    from precisionlm.training.step import abstract_state, program_of, train_step
+
+    try:
+        devices: list[Any] = list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except Exception as error:
+        known = "such as v5e:2x2, v5e:16x16, v5p:2x2x4 or v6e:4x4"
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return {
+            "status": _BAD_INPUT,
+            "detail": f"topology '{topology}': libtpu knows none of this name, {known}: {first}",
+        }
+    mesh = make_mesh(e.mesh, devices)
+    if e.training.batch_size % (mesh.shape["replica"] * mesh.shape["fsdp"]):
+        raise UserError(f"training.batch_size {e.training.batch_size} does not divide over {dict(mesh.shape)}")
+    structure, grids = _bound(e)
+    program = program_of(e, structure, mesh)
+    tokens = jax.ShapeDtypeStruct((e.training.batch_size, e.data.sequence_length + 1), jnp.int32)
+    known_fields = asdict(_without_program(e, topology, FAILED, ""))
+    known_fields |= {"devices": len(devices), "device_kind": devices[0].device_kind, "mesh": dict(mesh.shape)}
+    arguments = (abstract_state(program), tokens, grids, hyperparameters(e), e.training.seed)
+    started = time.monotonic()
+    try:
+        compiled = train_step(program).lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        memory = out_of_memory(str(error))
+        status = FAILED if memory is None else OUT_OF_MEMORY
+        detail = "" if memory else str(error).splitlines()[0][:300]
+        return known_fields | {
+            "status": status,
+            "detail": detail,
+            "memory": memory,
+            "compile_seconds": time.monotonic() - started,
+        }
+    seconds = time.monotonic() - started
+    module = parse(compiled.as_text())
+    done, sent, traffic = products(module), collectives(module, len(devices)), memory_traffic(module)
+    formula = training_flops_per_token(e.model, known_fields["non_embedding"], e.data.sequence_length)
+    chip = chip_of(devices[0].device_kind)
+    return known_fields | {
+        "status": FITS,
+        "compile_seconds": seconds,
+        "memory": _memory(compiled.memory_analysis()),
+        "flops": {
+            "formula": formula * e.batch_tokens / len(devices),
+            "program": sum(p.flops for p in done),
+            "compiler": float((compiled.cost_analysis() or {}).get("flops", 0.0)),
+        },
+        "products": done,
+        "collectives": sent,
+        "memory_traffic": traffic,
+        "seconds": roofline(chip, done, sent, traffic) if chip else None,
+    }
+
+
+def _memory(m: Any) -> dict[str, float]:
+    sizes = {
+        "arguments": m.argument_size_in_bytes,
+        "outputs": m.output_size_in_bytes,
+        "aliased": m.alias_size_in_bytes,
+        "temporaries": m.temp_size_in_bytes,
+        "code": m.generated_code_size_in_bytes,
+    }
+    return sizes | {"peak": sum(sizes.values()) - 2 * sizes["aliased"]}
+
+
+def _main() -> None:
+    request = json.load(sys.stdin)
+    try:
+        found = _work(Experiment.model_validate(request["experiment"]), request["topology"])
+    except UserError as error:
+        found = {"status": _BAD_INPUT, "detail": str(error)}
+    answer = Path(request["answer"])
+    part = answer.with_suffix(".part")
+    part.write_text(json.dumps(found, default=asdict))
+    part.rename(answer)
+
+
+if __name__ == "__main__":
+    _main()

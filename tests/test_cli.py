@@ -1,0 +1,148 @@
+"""The command line as a user types it: the whole pipeline, exit codes, and one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import yaml
+
+from precisionlm.cli import main
+from precisionlm.columns import NAMES
+
+from .conftest import tiny_tree
+
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+
+
+def precisionlm(*words, **options):
+    command = [sys.executable, "-m", "precisionlm", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, **options)
+
+
+def ok(*words):
+    result = precisionlm(*words)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def config(tokens_folder, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tiny_tree(tokens_folder)))
+    return path
+
+
+def test_the_whole_pipeline(tmp_path):
+    text = tmp_path / "text"
+    text.mkdir()
+    for i in range(40):
+        words = [f"word{(i * j) % 17} follows word{(i + j) % 13}." for j in range(150)]
+        (text / f"{i}.txt").write_text(" ".join(words))
+    data = tmp_path / "data"
+    meta = json.loads(
+        ok("data", "prepare", text, "--out", data, "--vocab-size", 270, "--validation-every", 8, "--json")
+    )
+    assert meta["vocab_size"] == 270
+    tree = tiny_tree(data)
+    sweep = tmp_path / "sweep.yaml"
+    grid = {
+        "size": [{"model.width": 32}, {"model.width": 64, "model.mlp_width": 128}],
+        "tokens": [12_000, 30_000],
+        "precision.recipe": ["bf16", "W3A8"],
+    }
+    sweep.write_text(yaml.safe_dump({"experiment": tree, "grid": grid}))
+    out = tmp_path / "runs"
+    planned = json.loads(ok("sweep", sweep, "--out", out, "--dry-run", "--json"))
+    assert len(planned) == 8 and {row["status"] for row in planned} == {"new"} and not out.exists()
+    swept = json.loads(ok("sweep", sweep, "--out", out, "--json"))
+    assert len(swept["done"]) == 8 and swept["compilations"] == 4  # two sizes x two scale structures
+    again = json.loads(ok("sweep", sweep, "--out", out, "--json"))
+    assert len(again["skipped"]) == 8 and again["compilations"] == 0
+    quantized = json.loads(ok("ptq", out, "--bits", "2,int4/g16", "--recipe", "bf16", "--json"))
+    assert len(quantized) == 8
+    counts = json.loads(ok("table", out, "-o", tmp_path / "runs.parquet", "--json"))
+    assert (counts["rows"], counts["runs"], counts["unfinished"]) == (16, 8, [])
+    table = pd.read_parquet(tmp_path / "runs.parquet")
+    assert tuple(table.columns) == NAMES
+    assert len(pd.read_csv(tmp_path / "runs.csv")) == 16
+    assert table["val_loss"].between(0.3, 6).all() and (table["val_loss_se"] > 0).all()
+    assert set(table["ptq_bits"].dropna()) == {2.0, 4.0} and set(table["ptq_group"].dropna()) == {float("inf"), 16.0}
+    fitted = json.loads(ok("fit", "--runs", tmp_path / "runs.parquet", "--law", "kumar", "--starts", 50, "--json"))
+    assert fitted["rows_used"] == 16 and {"law", "params", "objective", "status", "rows_excluded"} <= set(fitted)
+    report = tmp_path / "report.html"
+    ok("report", "--runs", tmp_path / "runs.parquet", "--law", "kumar", "--bootstrap", 20, "--starts", 50, "-o", report)
+    assert "<svg" in report.read_text() or "data:image" in report.read_text()
+
+
+def test_train_override_dry_run_and_json(config, tmp_path):
+    shown = ok("train", config, "--out", tmp_path / "runs", "--training.steps", 4, "--dry-run")
+    assert "1 runs" in shown and "W4A8" in shown and not (tmp_path / "runs").exists()
+    outcome = json.loads(ok("train", config, "--out", tmp_path / "runs", "--training.steps", 4, "--json"))
+    assert outcome["status"] == "done" and outcome["result"]["row"]["steps"] == 4
+    assert {"config.yaml", "metrics.jsonl", "result.json", "audit.json", "checkpoints"} <= set(
+        os.listdir(outcome["run_dir"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "{config}", "--out", "o", "--training.stpes", "3"], "did you mean 'steps'?"),
+        (["train", "absent.yaml", "--out", "o"], "absent.yaml: cannot be read"),
+        (["train", "{config}", "--out", "o", "--data.path", "nowhere"], "nowhere"),
+        (["train", "{config}", "--out", "o", "--precision.recipe", "W4A4-g5"], "does not divide"),
+        (["sweep", "{config}", "--out", "o"], "unknown key"),
+        (["table", "nowhere"], "holds no finished run"),
+        (["ptq", "nowhere"], "holds no finished run"),
+        (["fit", "--runs", "nowhere.csv", "--law", "kumar"], "nowhere.csv"),
+        (["table", "nowhere", "--bogus", "1"], "unknown argument '--bogus'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(config, tmp_path, words, message):
+    result = precisionlm(*(word.format(config=config) for word in words), cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr and result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
+    assert result.stdout == "" and not (tmp_path / "o").exists()
+
+
+def test_divergence_exits_three(config, tmp_path):
+    words = ["train", config, "--out", tmp_path / "runs", "--training.divergence_loss", "1.0"]
+    assert [precisionlm(*words).returncode for _ in range(2)] == [3, 3]
+
+
+def test_sigterm_saves_and_exits_75_and_the_same_command_finishes(config, tmp_path):
+    words = ["train", config, "--out", tmp_path / "runs", "--training.steps", "4000"]
+    command = [sys.executable, "-m", "precisionlm", *map(str, words)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    metrics = None
+    while metrics is None or metrics.stat().st_size == 0:
+        time.sleep(0.2)
+        metrics = next((tmp_path / "runs").glob("*/metrics.jsonl"), None)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "the same command continues it" in errors
+    assert not list((tmp_path / "runs").glob("*/result.json"))
+    assert list((tmp_path / "runs").glob("*/checkpoints/[0-9]*"))
+
+
+def test_every_verb_has_help_with_an_example(capsys):
+    def help_of(*words):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--help"])
+        assert stop.value.code == 0
+        return capsys.readouterr().out
+
+    listing = help_of()
+    for verb in ("data", "train", "sweep", "ptq", "table", "fit", "report", "demo"):
+        assert verb in listing
+        text = help_of(verb, "prepare") if verb == "data" else help_of(verb)
+        assert "example" in text and f"precisionlm {verb}" in text
+    assert main(["table", "--columns"]) == 0
+    assert "N_params (int)" in capsys.readouterr().out

@@ -1,0 +1,226 @@
+"""Costs read from HLO by hand-checked examples; a real TPU compilation where libtpu is installed."""
+
+import importlib.util
+import json
+from dataclasses import replace
+
+import pytest
+
+from precisionlm.config import (
+    DataConfig,
+    Experiment,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    TrainingConfig,
+)
+from precisionlm.errors import UserError
+from precisionlm.training import ahead_of_time
+from precisionlm.training.ahead_of_time import compile_for, compile_sweep
+from precisionlm.training.compile_report import Report, as_json, as_text, details, out_of_memory, report_of, roofline
+from precisionlm.training.hardware import V5E
+from precisionlm.training.hlo import Array, group_size, parse
+from precisionlm.training.hlo_costs import Collective, Product, collectives, memory_traffic, products
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'precisionlm[tpu-aot]'"
+)
+
+# A loop of 5 turns around one int8 product and one gather; a batched product spelled as a convolution.
+HLO = """
+HloModule example
+
+%fused (p.0: s8[64,128], p.1: bf16[5,128,32]) -> s32[64,32] {
+  %p.0 = s8[64,128]{1,0:T(8,128)(4,1)} parameter(0)
+  %p.1 = bf16[5,128,32]{2,1,0} parameter(1)
+  %part = bf16[1,128,32]{2,1,0} dynamic-slice(%p.1), dynamic_slice_sizes={1,128,32}
+  %narrow = s8[128,32]{1,0} fusion(%part), kind=kLoop, calls=%narrowing
+  ROOT %dot.1 = s32[64,32]{1,0} dot(%p.0, %narrow), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%narrowing (q.0: bf16[1,128,32]) -> s8[128,32] {
+  %q.0 = bf16[1,128,32]{2,1,0} parameter(0)
+  ROOT %c.1 = s8[128,32]{1,0} convert(%q.0)
+}
+
+%below (s.0: (s32[], s8[64,128], bf16[5,128,32])) -> pred[] {
+  %s.0 = (s32[], s8[64,128]{1,0}, bf16[5,128,32]{2,1,0}) parameter(0)
+  %limit = s32[] constant(5)
+  %turn = s32[] get-tuple-element(%s.0), index=0
+  ROOT %lt = pred[] compare(%turn, %limit), direction=LT
+}
+
+%turned (t.0: (s32[], s8[64,128], bf16[5,128,32])) -> (s32[], s8[64,128], bf16[5,128,32]) {
+  %t.0 = (s32[], s8[64,128]{1,0}, bf16[5,128,32]{2,1,0}) parameter(0)
+  %mine = s8[64,128]{1,0} get-tuple-element(%t.0), index=1
+  %all = bf16[5,128,32]{2,1,0} get-tuple-element(%t.0), index=2
+  %f.1 = s32[64,32]{1,0} fusion(%mine, %all), kind=kOutput, calls=%fused
+  %g.1 = s8[256,128]{1,0} all-gather(%mine), channel_id=3, replica_groups=mesh['a'=4,'b'=2] {'a'}, dimensions={0}
+  ROOT %out = (s32[], s8[64,128]{1,0}, bf16[5,128,32]{2,1,0}) tuple(%mine, %mine, %all)
+}
+
+ENTRY %main (x: bf16[16,8,64], y: bf16[16,8,32], z: (s32[], s8[64,128], bf16[5,128,32])) -> bf16[16,64,32] {
+  %x = bf16[16,8,64]{2,1,0} parameter(0)
+  %y = bf16[16,8,32]{2,1,0:T(8,128)S(1)} parameter(1)
+  %z = (s32[], s8[64,128]{1,0}, bf16[5,128,32]{2,1,0}) parameter(2)
+  %w = (s32[], s8[64,128]{1,0}, bf16[5,128,32]{2,1,0}) while(%z), condition=%below, body=%turned
+  %sum = f32[10]{0} all-reduce(%x), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%narrowing
+  ROOT %c = bf16[16,64,32]{2,1,0} convolution(%x, %y), window={size=16 stride=15 lhs_dilate=16}, dim_labels=0fb_0io->0bf
+}
+"""
+
+
+def test_products_count_with_their_loops_and_types():
+    found = {p.types: (p.count, p.flops) for p in products(parse(HLO))}
+    assert found == {
+        "s8 x s8 -> s32": (5, 5 * 2.0 * 64 * 128 * 32),
+        "bf16 x bf16 -> bf16": (1, 2.0 * 16 * 64 * 8 * 32),
+    }
+
+
+def test_collectives_count_ring_traffic():
+    found = {(c.kind, c.dtype): (c.count, c.bytes) for c in collectives(parse(HLO), devices=8)}
+    assert found == {
+        ("all-gather", "s8"): (5, 5 * 3.0 * 64 * 128),
+        ("all-reduce", "bf16"): (1, 2 * 0.5 * 16 * 8 * 64 * 2.0),
+    }
+
+
+def test_traffic_counts_slices_and_leaves_fast_memory_out():
+    x, result = 16 * 8 * 64 * 2, 16 * 64 * 32 * 2
+    fused = 64 * 128 + 128 * 32 * 2 + 64 * 32 * 4
+    gathered = 64 * 128 + 256 * 128
+    condition = 1 + 4 + 4
+    reduced = x + 10 * 4
+    assert memory_traffic(parse(HLO)) == 5 * (fused + gathered + condition) + reduced + x + result
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("replica_groups=mesh['a'=4,'b'=2] {'b'}", 2),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}", 8),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a':(1)2}", 2),
+        ("replica_groups=[2,4]<=[8]", 4),
+        ("replica_groups={{0,2,4},{1,3,5}}", 3),
+        ("to_apply=%add", 8),
+    ],
+)
+def test_group_sizes_in_all_notations(text, size):
+    assert group_size(text, devices=8) == size
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("s4", 4), ("f8e4m3fn", 8), ("bf16", 16), ("pred", 8), ("f32", 32)])
+def test_sizes_of_types(dtype, size):
+    assert Array(dtype, (10,)).bytes == 10 * size / 8
+
+
+def test_a_text_without_entry_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY"):
+        parse("HloModule empty")
+
+
+def test_roofline_takes_the_slowest_of_three_and_each_types_own_peak():
+    bf16, int8 = Product("bf16 x bf16 -> f32", 1, 197e12), Product("s8 x s8 -> s32", 1, 197e12)
+    sent = [Collective("all-gather", "bf16", 1, 50e9)]
+    assert roofline(V5E, [bf16], [], 0.0)["step"] == pytest.approx(1.0)
+    assert roofline(V5E, [bf16, int8], sent, 0.0) == pytest.approx(
+        {"compute": 1.5, "memory": 0.0, "links": 0.5, "step": 1.5}
+    )
+    assert roofline(V5E, [replace(bf16, types="f32 x f32 -> f32 highest")], [], 0.0)["step"] == pytest.approx(6.0)
+    assert roofline(V5E, [replace(bf16, types="bf16 x s8 -> f32")], [], 819e9 * 3)["step"] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("message", "memory"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (74.68G) "
+            "exceeds available HBM (15.75G). HLO module: jit_update.",
+            {"needed": 74.68 * 2**30, "available": 15.75 * 2**30},
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded capacity",
+            {"needed": 17.5 * 2**30, "available": 15.75 * 2**30},
+        ),
+        ("RESOURCE_EXHAUSTED: something else", {}),
+        ("INTERNAL: RET_CHECK failure", None),
+    ],
+)
+def test_the_compilers_words_for_out_of_memory(message, memory):
+    assert out_of_memory(message) == pytest.approx(memory) if memory else out_of_memory(message) == memory
+
+
+def experiment(name: str = "tiny", layers: int = 2, recipe: str = "W8A8", mesh: MeshConfig | None = None) -> Experiment:
+    return Experiment(
+        name=name,
+        model=ModelConfig(layers=layers, width=256, heads=4, mlp_width=512, vocab_size=1024),
+        data=DataConfig(path="none", sequence_length=256),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        precision=PrecisionConfig(recipe=recipe),
+        training=TrainingConfig(steps=10, batch_size=8),
+        mesh=mesh or MeshConfig(fsdp=2, tensor=2),
+    )
+
+
+@needs_libtpu
+def test_a_train_step_compiles_for_four_v5e_chips():
+    report = compile_for(experiment(), "v5e:2x2", timeout_seconds=300)
+    assert (report.status, report.devices, report.device_kind) == ("fits", 4, "TPU v5 lite")
+    assert report.mesh == {"replica": 1, "fsdp": 2, "tensor": 2}
+    memory = report.memory
+    assert all(memory[kind] > 0 for kind in ("arguments", "outputs", "aliased", "temporaries", "code", "peak"))
+    assert memory["aliased"] == pytest.approx(memory["outputs"], rel=0.01)  # the state is donated
+    assert report.products[0].types == "bf16 x bf16 -> bf16"
+    assert report.flops["program"] > report.flops["formula"]
+    assert {c.kind for c in report.collectives} >= {"all-reduce", "all-gather"}
+    assert all(c.bytes > 0 for c in report.collectives)
+    assert report.seconds["step"] == max(report.seconds.values()) > 0
+    assert 0 < report.utilization < 1
+    tree = json.loads(as_json([report]))[0]
+    assert tree.pop("utilization") == report.utilization
+    assert report_of(tree) == report
+    assert "bf16 x bf16 -> bf16" in details(report)
+
+
+@needs_libtpu
+def test_bad_input_is_one_line_each():
+    with pytest.raises(UserError, match="topology 'v5e:3x77': libtpu knows none of this name, such as v5e:2x2"):
+        compile_for(experiment(), "v5e:3x77", timeout_seconds=120)
+    with pytest.raises(UserError, match="does not make 4 devices"):
+        compile_for(experiment(mesh=MeshConfig(fsdp=3)), "v5e:2x2", timeout_seconds=120)
+    without = experiment()
+    without = without.model_copy(update={"model": without.model.model_copy(update={"vocab_size": None})})
+    with pytest.raises(UserError, match=r"model\.vocab_size is missing"):
+        compile_for(without, "v5e:2x2")
+
+
+@needs_libtpu
+def test_a_compiler_that_takes_too_long_is_a_row():
+    report = compile_for(experiment(), "v5e:2x2", timeout_seconds=0.5)
+    assert report.status == "timed out"
+    assert "timed out" in as_text([report])
+
+
+def test_a_sweep_stops_at_what_does_not_fit_and_compiles_no_program_twice(monkeypatch):
+    tried = []
+
+    def pretend(e: Experiment, topology: str, timeout_seconds: float) -> Report:
+        tried.append((e.name, e.precision.recipe))
+        status = "out of memory" if e.model.layers >= 4 and e.precision.recipe != "bf16" else "fits"
+        return Report(e.name, e.precision.recipe, 0, topology, 4, "TPU v5 lite", {}, e.batch_tokens, status)
+
+    monkeypatch.setattr(ahead_of_time, "compile_for", pretend)
+    sizes = [("large", 8), ("small", 2), ("middle", 4)]
+    grid = [experiment(name, layers, r) for name, layers in sizes for r in ("W4A4", "W8A8", "bf16")]
+    rows = compile_sweep(grid, "v5e:2x2")
+    assert tried == [
+        ("small", "W4A4"),
+        ("small", "bf16"),
+        ("middle", "W4A4"),
+        ("middle", "bf16"),
+        ("large", "bf16"),
+    ]
+    assert [(r.name, r.status) for r in rows if r.status not in ("fits", "out of memory")] == [("large", "not tried")]
+    assert "middle does not fit" in as_text(rows)

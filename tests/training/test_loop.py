@@ -1,0 +1,143 @@
+"""Whole runs in process: resume bitwise, skip, preemption, divergence, locks, damaged checkpoints."""
+
+import json
+import math
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from precisionlm.config import build
+from precisionlm.errors import DivergedError, PreemptedError, UserError
+from precisionlm.training import loop
+from precisionlm.training.loop import train
+from precisionlm.training.run_directory import read_metrics
+
+from ..conftest import tiny_tree
+
+ONE = jax.devices()[:1]
+
+
+class StopAt:
+    """Asks for an interruption once the loop has polled `count` times."""
+
+    def __init__(self, count):
+        self.left = count
+
+    def __call__(self):
+        self.left -= 1
+        return self.left < 0
+
+
+def history(folder):
+    return [(line["step"], line["loss"]) for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def test_resume_is_bitwise_the_unbroken_run(experiment, tmp_path):
+    whole = train(experiment, tmp_path / "whole", devices=ONE)
+    for stop in (5, 3):
+        with pytest.raises(PreemptedError, match="the same command continues it"):
+            train(experiment, tmp_path / "broken", interrupted=StopAt(stop - 1), devices=ONE)
+    broken = train(experiment, tmp_path / "broken", devices=ONE)
+    assert broken.run_id == whole.run_id
+    assert history(broken.path) == history(whole.path)
+    assert [step for step, _ in history(whole.path)] == list(range(1, 13))
+    assert broken.result["evaluations"] == whole.result["evaluations"]
+
+
+def test_a_finished_run_is_skipped_and_never_overwritten(experiment, tmp_path):
+    first = train(experiment, tmp_path, devices=ONE)
+    before = {path: path.stat().st_mtime_ns for path in first.path.rglob("*") if path.is_file()}
+    second = train(experiment, tmp_path, devices=ONE)
+    assert (first.status, second.status) == ("done", "skipped")
+    assert second.result == first.result
+    assert {path: path.stat().st_mtime_ns for path in first.path.rglob("*") if path.is_file()} == before
+
+
+def test_resume_on_another_mesh(experiment, tmp_path):
+    with pytest.raises(PreemptedError):
+        train(experiment, tmp_path, interrupted=StopAt(5), devices=ONE)
+    whole = train(experiment, tmp_path / "whole", devices=ONE)
+    resumed = train(experiment, tmp_path)
+    ours, theirs = (np.array([loss for _, loss in history(run.path)]) for run in (resumed, whole))
+    np.testing.assert_allclose(ours[:6], theirs[:6], atol=0)
+    np.testing.assert_allclose(ours, theirs, atol=5e-4)  # rounding flips after the change of mesh
+
+
+def test_divergence_is_a_recorded_result(experiment, tmp_path):
+    wild = experiment.model_copy(update={"training": experiment.training.model_copy(update={"divergence_loss": 1.0})})
+    with pytest.raises(DivergedError, match="above divergence_loss"):
+        train(wild, tmp_path, devices=ONE)
+    (result,) = [json.loads(path.read_text()) for path in tmp_path.glob("*/result.json")]
+    assert result["status"] == "diverged" and "step 1" in result["reason"]
+    assert math.isnan(result["evaluations"][0]["val_loss"])
+    assert train(wild, tmp_path, devices=ONE).status == "skipped"
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_nan_in_the_gradient(experiment, tmp_path, policy, monkeypatch):
+    bad = experiment.model_copy(update={"training": experiment.training.model_copy(update={"on_nan": policy})})
+    real, calls = loop.hyperparameters, []
+
+    def poisoned(e):
+        # A weight of the log-normalizer that is not a number poisons loss and gradients alike, from inside the step.
+        calls.append(e)
+        return real(e) | {"z_loss": math.nan}
+
+    monkeypatch.setattr(loop, "hyperparameters", poisoned)
+    if policy == "stop":
+        with pytest.raises(DivergedError, match="not finite at step 1"):
+            train(bad, tmp_path, devices=ONE)
+    else:
+        outcome = train(bad, tmp_path, devices=ONE)
+        lines = list(read_metrics(outcome.path / "metrics.jsonl"))
+        assert [line["finite"] for line in lines] == [0.0] * 12
+        assert lines[0]["loss"] == pytest.approx(lines[-1]["loss"], abs=0.2)  # nothing was learned, nothing destroyed
+    assert calls
+
+
+def test_two_processes_cannot_train_one_run(experiment, tmp_path):
+    def intrude():
+        with pytest.raises(UserError, match="is being trained by another process"):
+            train(experiment, tmp_path, devices=ONE)
+        return True
+
+    with pytest.raises(PreemptedError):
+        train(experiment, tmp_path, interrupted=intrude, devices=ONE)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(experiment, tmp_path):
+    saving = experiment.model_copy(
+        update={"checkpoint": experiment.checkpoint.model_copy(update={"every_steps": 3, "keep": 3})}
+    )
+    with pytest.raises(PreemptedError):
+        train(saving, tmp_path, interrupted=StopAt(6), devices=ONE)
+    (folder,) = tmp_path.glob("*/checkpoints")
+    assert sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) == [3, 6, 7]
+    for path in (folder / "7" / "state" / "d").iterdir():
+        path.write_bytes(b"not a tensor")
+    shutil.rmtree(folder / "7" / "state" / "ocdbt.process_0")
+    with pytest.warns(UserWarning, match="checkpoint of step 7 is damaged"):
+        outcome = train(saving, tmp_path, devices=ONE)
+    assert history(outcome.path) == history(train(saving, tmp_path / "whole", devices=ONE).path)
+
+
+def test_result_has_every_column_of_the_table(experiment, tmp_path):
+    from precisionlm.columns import NAMES
+
+    outcome = train(experiment, tmp_path, devices=ONE)
+    row = outcome.result["row"] | outcome.result["evaluations"][0]
+    assert set(NAMES) - set(row) == {"status", "ptq_method", "ptq_bits", "ptq_group"}
+    assert set(row) <= set(NAMES)
+    assert row["D_tokens"] == 12 * 8 * 32 and row["audit_dots"] == 32
+    assert row["flops"] == row["D_tokens"] * 6 * (row["N_params"] + 32 * 97 + 2 * 2 * 32 * 32 / 2)
+
+
+def test_interim_evaluations_are_logged(tokens_folder, tmp_path):
+    tree = tiny_tree(tokens_folder)
+    tree["training"] |= {"eval_every": 5, "eval_bf16": True}
+    outcome = train(build(tree, "test"), tmp_path, devices=ONE)
+    found = [line["step"] for line in read_metrics(outcome.path / "metrics.jsonl") if "val_loss" in line]
+    assert found == [5, 10]
+    assert [e["evaluation"] for e in outcome.result["evaluations"]] == ["trained", "bf16"]

@@ -1,0 +1,65 @@
+"""Schedules against optax's, AdamW against a hand calculation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from precisionlm.training.optimizer import adamw, hyperparameters, learning_rate
+
+H = {"learning_rate": 3e-3, "steps": 200.0, "warmup": 20.0, "decay_fraction": 0.25, "final_fraction": 0.1}
+STEPS = np.arange(0, 201)
+
+
+def ours(schedule, h=H):
+    return np.asarray(jax.jit(jax.vmap(lambda t: learning_rate(schedule, t, h)))(STEPS))
+
+
+def test_cosine_equals_optax():
+    reference = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 20, 200, 3e-4)
+    np.testing.assert_allclose(ours("cosine"), [float(reference(t)) for t in STEPS], rtol=2e-5, atol=1e-9)
+
+
+def test_linear_equals_optax():
+    up, down = optax.linear_schedule(0.0, 3e-3, 20), optax.linear_schedule(3e-3, 3e-4, 180)
+    reference = optax.join_schedules([up, down], [20])
+    np.testing.assert_allclose(ours("linear"), [float(reference(t)) for t in STEPS], rtol=2e-5, atol=1e-9)
+
+
+def test_wsd_is_flat_then_a_line():
+    rates = ours("wsd")
+    np.testing.assert_allclose(rates[:20], 3e-3 * np.arange(20) / 20, rtol=1e-5)
+    np.testing.assert_allclose(rates[20:151], 3e-3, rtol=1e-6)
+    np.testing.assert_allclose(rates[150:], np.linspace(3e-3, 3e-4, 51), rtol=1e-5)
+
+
+def test_one_executable_for_every_length():
+    fn = jax.jit(lambda t, h: learning_rate("wsd", t, h))
+    for steps in (10.0, 1000.0):
+        fn(3, H | {"steps": steps})
+    assert fn._cache_size() == 1
+
+
+def test_no_warm_up_starts_at_the_peak():
+    assert ours("cosine", H | {"warmup": 0.0})[0] == pytest.approx(3e-3)
+
+
+def test_adamw_first_step_by_hand_decays_matrices_only():
+    h = {"clip_norm": 0.5, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1}
+    params = {"w": jnp.array([[2.0, -4.0]]), "norm": {"scale": jnp.array([1.0])}}
+    gradients = {"w": jnp.array([[3.0, 0.0]]), "norm": {"scale": jnp.array([4.0])}}
+    optimizer = adamw(h)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    # Bias-corrected first step: g / |g| = sign(g), whatever clipping does to its length.
+    np.testing.assert_allclose(updates["w"], [[1 + 0.1 * 2, 0.1 * -4]], rtol=1e-5)
+    np.testing.assert_allclose(updates["norm"]["scale"], [1.0], rtol=1e-5)
+
+
+def test_hyperparameters_resolve_warm_up_and_depth(experiment):
+    deep = experiment.model_copy(
+        update={"optimizer": experiment.optimizer.model_copy(update={"depth_scale": 8, "warmup_steps": 3})}
+    )
+    assert hyperparameters(experiment)["warmup"] == 1.0
+    assert hyperparameters(deep)["warmup"] == 3.0
+    assert hyperparameters(deep)["learning_rate"] == pytest.approx(3e-3 * 2.0)
