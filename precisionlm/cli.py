@@ -116,6 +116,22 @@ def build_parser() -> argparse.ArgumentParser:
         verb.add_argument("--dry-run", action="store_true", help="check everything, print sizes and FLOPs, run nothing")
         verb.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
+    compile_ = add_verb(
+        verbs,
+        "compile",
+        _compile,
+        "Compile the real train step for a TPU that is not here: memory against HBM, types of every matrix product,\n"
+        "bytes over links, an estimate of the step. Needs libtpu (extra tpu-aot), no TPU and no data. Overrides as for "
+        "train.",
+        "precisionlm compile configs/kumar2024/experiment.yaml --topology v5e:2x2",
+        overrides=True,
+    )
+    compile_.add_argument("config", type=Path, help="experiment YAML; with --sweep a sweep YAML")
+    compile_.add_argument("--topology", required=True, help="v5e:2x2, v5e:16x16, v5p:2x2x4, v6e:4x4, …")
+    compile_.add_argument("--sweep", action="store_true", help="every program of a grid; stops where one does not fit")
+    compile_.add_argument("--timeout", type=float, default=3600.0, help="seconds for one program")
+    compile_.add_argument("--json", action="store_true", help="print the reports as JSON")
+
     ptq = add_verb(
         verbs,
         "ptq",
@@ -238,6 +254,25 @@ def _sweep(args: argparse.Namespace) -> int:
             f"{len(rows)} runs: {len(outcome.done)} trained now, {len(outcome.skipped)} finished before, "
             f"{len(outcome.diverged)} diverged; {outcome.compilations} training steps compiled"
         )
+    return DONE
+
+
+def _compile(args: argparse.Namespace) -> int:
+    from precisionlm.config import load
+    from precisionlm.progress import reporting
+    from precisionlm.sweep.grid import load_sweep
+    from precisionlm.training.ahead_of_time import compile_for, compile_sweep
+    from precisionlm.training.compile_report import as_json, as_text, details
+
+    with reporting("compile") as report:
+        if args.sweep:
+            rows = compile_sweep(load_sweep(args.config, args.rest), args.topology, args.timeout, report)
+        else:
+            rows = [compile_for(load(args.config, args.rest), args.topology, args.timeout)]
+    if args.json:
+        print(as_json(rows))
+    else:
+        print(as_text(rows) if args.sweep else details(rows[0]))
     return DONE
 
 

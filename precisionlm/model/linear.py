@@ -27,15 +27,16 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, grids: Grids, key: jax.Array | None = None) -> jax.Array:
-        w = self.param("w", self.init, (x.shape[-1], *self.features), jnp.float32).astype(x.dtype)
+        master = self.param("w", self.init, (x.shape[-1], *self.features), jnp.float32)
+        w = master.astype(x.dtype)
         site_grids = grids.get(self.site, {})
         if self.is_mutable_collection("audit"):
             operands = self.structure.site(self.site)
             batch_axes, feature_axes = tuple(range(x.ndim - 1)), tuple(range(1, w.ndim))
             seen: dict[str, tuple[jax.Array, int | tuple[int, ...]]] = {
                 "a": (x, -1),
-                "w": (w, 0),
-                "dgrad_w": (w, feature_axes),
+                "w": (master, 0),
+                "dgrad_w": (master, feature_axes),
                 "wgrad_x": (x, batch_axes),
             }
             for name, (value, axis) in seen.items():
@@ -43,7 +44,7 @@ class Linear(nn.Module):
                     self.sow("audit", name, operand_statistics(value, axis, operands[name], site_grids[name]))
         if key is not None:
             key = jax.random.fold_in(key, sum(map(ord, self.site)))
-        product = dot_general(self.structure, self.site, site_grids, key)
+        product = dot_general(self.structure, self.site, site_grids, key, master)
         y = product(x, w, (((x.ndim - 1,), (0,)), ((), ())))
         return self.perturb("dy", y)
 

@@ -14,6 +14,7 @@ training sets, padded: Dolma 1.7 (Kumar, Sun) 50 280 entries to 50 304, OLMo-2 m
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from precisionlm.config import ModelConfig, OptimizerConfig
 from precisionlm.errors import UserError, nearest
@@ -44,6 +45,18 @@ def preset(name: str) -> Preset:
     if name not in PRESETS:
         raise UserError(f"no model preset '{name}'; {nearest(name, list(PRESETS))}")
     return PRESETS[name]
+
+
+def preset_changes(name: str) -> dict[str, Any]:
+    """key path → value, for a tree of config.Experiment. Raises UserError."""
+    p = preset(name)
+    return {
+        "name": name,
+        "model": p.model.model_dump(),
+        "optimizer": p.optimizer.model_dump(),
+        "data.sequence_length": p.sequence_length,
+        "training.batch_size": p.batch_size,
+    }
 
 
 _KUMAR_LAYERS, _KUMAR_WIDTH = 10, 512  # of the smallest model, where the printed learning rate holds

@@ -15,11 +15,20 @@ from precisionlm.model.attention import Attention, rotary_tables
 from precisionlm.model.linear import Linear, RMSNorm, operand_statistics
 from precisionlm.precision.binding import Grids, Structure
 from precisionlm.precision.dot_general import dot_general, fake_quantize
+from precisionlm.precision.scaling import SCALE_TAG
 
-_REMAT = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+_SCALES = jax.checkpoint_policies.save_only_these_names(SCALE_TAG)
+
+
+def _save_products(primitive: Any, *avals: Any, **parameters: Any) -> Any:
+    """Save what is dear to compute: matrix products with weights, fused attention with its statistics, and scales."""
+    if "dot_product_attention" in primitive.name:
+        return True
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **parameters)
+    return dots or _SCALES(primitive, *avals, **parameters)
+
+
+_REMAT = {"dots": _save_products, "full": jax.checkpoint_policies.nothing_saveable}
 
 
 class MLP(nn.Module):
@@ -57,13 +66,18 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """tokens_BT (int) → logits_BTV (float32). remat: none, dots, full. kernel: attention's, `xla` or `cudnn`."""
+    """tokens_BT (int) → logits_BTV (float32). remat: none, dots, full. kernel: attention's, `xla` or `cudnn`.
+
+    batch: sharding of activations, whose first axis is the batch. Without it the compiler follows the weights' sharding
+    and computes every sequence on every device.
+    """
 
     model: ModelConfig
     structure: Structure = Structure()
     dtype: str = "bfloat16"
     remat: str = "none"
     kernel: str = "xla"
+    batch: jax.sharding.Sharding | None = None
 
     def setup(self):
         m = self.model
@@ -96,6 +110,8 @@ class Transformer(nn.Module):
                 self.sow("audit", "embed.w", operand_statistics(table_VD, -1, scaling, grid))
             table_VD = fake_quantize(table_VD, -1, scaling, grid, "embed.w", key)
         x_BTD = jnp.take(table_VD, tokens_BT, axis=0)
+        if self.batch is not None:
+            x_BTD = jax.lax.with_sharding_constraint(x_BTD, self.batch)
         tables = rotary_tables(tokens_BT.shape[1], m.head_size or m.width // m.heads, m.rope_base)
         in_blocks = {site: grid for site, grid in grids.items() if site not in ("embed", "head")}
         keys_L = None if key is None else jax.random.split(key, m.layers)

@@ -122,6 +122,9 @@ def report(
         }
         on = [i for i, cell in enumerate(cells) if cell is not None]
         mse, power = measured["mse"][on].mean(), measured["power"][on].mean()
+        # bf16 values have 7 mantissa bits: a finer grid may hold them all.
+        if mse == 0 and power > 0 and max(cell.format.mantissa for cell in cells if cell) < 7:
+            raise UserError(f"recipe '{recipe}': {operand} at '{site}' came through quantization unchanged")
         operands.append(
             {
                 "site": site,

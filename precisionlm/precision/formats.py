@@ -1,10 +1,12 @@
 """Number formats as data: a value grid is a few float32 scalars, so bits enter a compiled program as arguments.
 
-One formula rounds to every grid here (legend: `e` exponent, `m` mantissa bits, values already divided by their scale):
+One formula rounds to every grid here (values already divided by their scale, p the power of two at or below |x|):
 
-    step = 2^(clip(floor(log2|x|), emin, emax) - m),   q = clip(round_half_even(x / step) * step, -qmax, qmax)
+    step = clip(p, low, high) * 2^-m,   q = clip(round_half_even(x / step) * step, -qmax, qmax)
 
-Integers have emin = emax = m = 0 (step 1), floats keep subnormals (below emin the step stops shrinking).
+Integers have low = high = 1 and m = 0 (step 1); floats keep subnormals (below `low` the step stops shrinking). Rounding
+to a multiple of a power of two is one addition and one subtraction: a float32 of 2^23 steps or more has no digits below
+the step, and float32 addition rounds half to even. No exponent leaves the float unit, which is what makes it cheap.
 """
 
 import math
@@ -20,19 +22,20 @@ import numpy as np
 from precisionlm.errors import UserError, nearest
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["on", "emin", "emax", "m", "qmax", "bound"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["on", "low", "high", "fine", "qmax", "bound"], meta_fields=[])
 @dataclass(frozen=True)
 class Grid:
     """A format as seen by a compiled program: float32 scalars, or arrays with a leading layer axis.
 
-    on: 1 rounds, 0 passes values through. emin, emax: exponents of the smallest normal and the largest value.
-    m: mantissa bits. qmax: largest value. bound: the value that the largest magnitude of a scale's group maps to.
+    on: 1 rounds, 0 passes values through. low, high: powers of two at the smallest normal and at the largest value.
+    fine: 2^-m, the step at 1 for m mantissa bits. qmax: largest value. bound: the value that the largest magnitude of
+    a scale's group maps to.
     """
 
     on: Any
-    emin: Any
-    emax: Any
-    m: Any
+    low: Any
+    high: Any
+    fine: Any
     qmax: Any
     bound: Any
 
@@ -57,15 +60,15 @@ class Format:
         """The grid's scalars (numpy float32). `edge`: the largest magnitude maps to the outer edge of the last bucket
         (AQT's default for integers) instead of to the largest value (the three papers)."""
         if self.kind == "none":
-            return _grid(0, 0, 0, 0, 1, 1)
+            return _grid(0, 1, 1, 1, 1, 1)
         if self.kind == "int":
             largest = (self.levels - 1) // 2
-            return _grid(1, 0, 0, 0, largest, largest + 0.5 if edge else largest)
+            return _grid(1, 1, 1, 1, largest, largest + 0.5 if edge else largest)
         emin, emax = self._exponent_range()
         mantissa_top = 2 - 2.0**-self.mantissa * (2 if self.special == "nan" else 1)
         qmax = 2.0**emax * mantissa_top
         half_step = 2.0 ** (emax - self.mantissa) / 2
-        return _grid(1, emin, emax, self.mantissa, qmax, qmax + half_step if edge else qmax)
+        return _grid(1, 2.0**emin, 2.0**emax, 2.0**-self.mantissa, qmax, qmax + half_step if edge else qmax)
 
     def _exponent_range(self) -> tuple[int, int]:
         """Exponents of the smallest normal and of the largest value, with the IEEE bias 2^(X-1) - 1."""
@@ -145,22 +148,19 @@ def _float(word: str, exponent: int, mantissa: int) -> Format:
     return Format(word, "float", bits, exponent, mantissa, special=special)
 
 
-def exponent_of(x: jax.Array) -> jax.Array:
-    """floor(log2|x|) of float32 as float32, exact; subnormals and zero give -127."""
-    return ((jax.lax.bitcast_convert_type(x, jnp.int32) >> 23) & 255).astype(jnp.float32) - 127.0
-
-
-def power_of_two(e: jax.Array) -> jax.Array:
-    """2^e for whole e in -126…127, exact (exp2 is not, on some backends)."""
-    return jax.lax.bitcast_convert_type((e.astype(jnp.int32) + 127) << 23, jnp.float32)
+def power_of_two_below(x: jax.Array) -> jax.Array:
+    """The largest power of two at or below |x|, exact; 0 for zero and float32 subnormals. x: float32."""
+    return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7F800000, jnp.float32)
 
 
 def round_to_grid(x: jax.Array, grid: Grid, noise: jax.Array | None = None) -> jax.Array:
     """Nearest value of the grid, ties to even, saturating; with `noise` uniform in [0, 1) stochastic and unbiased.
 
-    x: float32, already divided by its scale, any shape. noise: same shape.
+    x: float32, already divided by its scale, any shape. noise: same shape. Zeros come out positive.
     """
-    e = jnp.clip(exponent_of(x), grid.emin, grid.emax)
-    scaled = x * power_of_two(grid.m - e)
-    whole = jnp.round(scaled) if noise is None else jnp.floor(scaled + noise)
-    return jnp.clip(whole * power_of_two(e - grid.m), -grid.qmax, grid.qmax)
+    step = jnp.clip(power_of_two_below(x), grid.low, grid.high) * grid.fine
+    if noise is not None:
+        x = x + (noise - 0.5) * step
+    # The anchor has x's sign so that it is no constant even where the grid is one: compilers merge (x + c) - c.
+    anchor = jnp.copysign(step * 2.0**23, x)
+    return jnp.clip((x + anchor) - anchor, -grid.qmax, grid.qmax)

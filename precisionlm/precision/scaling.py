@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from precisionlm.precision.formats import Grid, exponent_of, power_of_two
+from precisionlm.precision.formats import Grid, power_of_two_below
 
+SCALE_TAG = "scale"
 SHARINGS = ("tensor", "channel", "group")
 SCALE_TYPES = ("f32", "bf16", "e8m0", "e4m3")
 
@@ -34,26 +36,32 @@ class Scaling:
     stochastic: bool = False
 
 
-def largest_magnitude(x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling) -> jax.Array:
-    """max|x| over everyone who shares a scale, broadcastable against x; zero groups give 1. x: float32."""
-    if scaling.sharing == "tensor":
-        amax = jnp.max(jnp.abs(x), keepdims=True)
-    elif scaling.sharing == "channel":
-        amax = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
-    else:
-        axis = (axis if isinstance(axis, int) else axis[-1]) % x.ndim
-        groups = x.reshape(*x.shape[:axis], -1, scaling.group, *x.shape[axis + 1 :])
-        amax = jnp.max(jnp.abs(groups), axis=axis + 1, keepdims=True)
-        amax = jnp.broadcast_to(amax, groups.shape).reshape(x.shape)
-    return jnp.where(amax == 0, 1.0, amax)
-
-
 def scale_of(x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid) -> jax.Array:
-    """The float32 scale s of each value, so that x / s fits the grid. Broadcastable against x."""
-    amax = largest_magnitude(x, axis, scaling)
+    """The float32 scale s of each value, so that x / s fits the grid. Broadcastable against x; zero groups give a
+    finite scale. x: float32. axis: who shares a channel or group scale; groups run along the last of several axes.
+
+    The scales themselves, one a sharer, are named SCALE_TAG: small, and worth saving for the backward pass, where
+    computing them again would be a pass over x.
+    """
+    if scaling.sharing == "tensor":
+        return checkpoint_name(_from_magnitude(jnp.max(jnp.abs(x), keepdims=True), scaling, grid), SCALE_TAG)
+    if scaling.sharing == "channel":
+        amax = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
+        return checkpoint_name(_from_magnitude(amax, scaling, grid), SCALE_TAG)
+    axis = (axis if isinstance(axis, int) else axis[-1]) % x.ndim
+    groups = x.reshape(*x.shape[:axis], -1, scaling.group, *x.shape[axis + 1 :])
+    amax = jnp.max(jnp.abs(groups), axis=axis + 1, keepdims=True)
+    scale = checkpoint_name(_from_magnitude(amax, scaling, grid), SCALE_TAG)
+    return jnp.broadcast_to(scale, groups.shape).reshape(x.shape)
+
+
+def _from_magnitude(amax: jax.Array, scaling: Scaling, grid: Grid) -> jax.Array:
+    """The scale of values whose largest magnitude is amax."""
+    amax = jnp.where(amax == 0, 1.0, amax)
     if scaling.scale_type == "e8m0":
         # OCP MX 1.0 §6.3: 2^(floor(log2 amax) - emax); magnitudes above the largest value saturate.
-        return power_of_two(jnp.clip(exponent_of(amax) - exponent_of(jnp.asarray(grid.qmax)), -126, 127))
+        largest = power_of_two_below(jnp.asarray(grid.qmax))
+        return jnp.maximum(power_of_two_below(amax) / largest, 2.0**-126)
     scale = amax / grid.bound
     if scaling.scale_type == "bf16":
         return scale.astype(jnp.bfloat16).astype(jnp.float32)

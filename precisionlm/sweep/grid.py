@@ -7,6 +7,7 @@ grid:                                # every combination of the axes
     - {model.layers: 4, model.width: 128, model.heads: 4, model.mlp_width: 384}
   tokens: [1e6, 4e6]                 # D; becomes training.steps, rounded to whole steps
   precision.recipe: [bf16, W4A8]     # a key path: a list of values
+  preset: [sun-41m, sun-85m]         # a paper's model with its optimizer, batch and sequence length (model.presets)
 """
 
 import itertools
@@ -15,6 +16,7 @@ from typing import Any
 
 from precisionlm.config import Experiment, apply_overrides, build, read_yaml
 from precisionlm.errors import UserError, nearest
+from precisionlm.model.presets import preset_changes
 
 
 def load_sweep(path: str | Path, overrides: list[str] | None = None) -> list[Experiment]:
@@ -39,7 +41,7 @@ def load_sweep(path: str | Path, overrides: list[str] | None = None) -> list[Exp
 def _axis(path: str, name: str, values: Any) -> list[dict[str, Any]]:
     if not isinstance(values, list) or not values:
         raise UserError(f"{path}: grid axis '{name}' must be a list of values")
-    if "." in name or name == "tokens":
+    if "." in name or name in ("tokens", "preset"):
         return [{name: value} for value in values]
     if not all(isinstance(value, dict) for value in values):
         raise UserError(
@@ -52,6 +54,8 @@ def _axis(path: str, name: str, values: Any) -> list[dict[str, Any]]:
 def _build_point(base: dict[str, Any], changes: dict[str, Any], overrides: list[str], path: str) -> Experiment:
     tree = apply_overrides(base, [])
     tokens = changes.pop("tokens", None)
+    if name := changes.pop("preset", None):
+        changes = preset_changes(str(name)) | changes
     for key_path, value in changes.items():
         *parents, key = key_path.split(".")
         node = tree

@@ -6,6 +6,7 @@ the compiler is a row of the report. Needs libtpu (extra `tpu-aot`), no TPU and 
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from precisionlm.config import Experiment
 from precisionlm.errors import UserError
 from precisionlm.model.presets import non_embedding_parameters
 from precisionlm.model.transformer import axis_sizes
-from precisionlm.precision.binding import bind
+from precisionlm.precision.binding import Grids, Structure, bind
 from precisionlm.precision.recipe import parse_recipe
 from precisionlm.training.compile_report import (
     FAILED,
@@ -127,7 +128,7 @@ def _program_key(e: Experiment, with_model: bool = True) -> str:
     return repr([*static, e.model] if with_model else static)
 
 
-def _bound(e: Experiment):
+def _bound(e: Experiment) -> tuple[Structure, Grids]:
     sizes = axis_sizes(e.model, e.data.sequence_length)
     return bind(parse_recipe(e.precision.recipe), e.model.layers, sizes, e.precision.backward, e.precision.execution)
 
@@ -148,33 +149,43 @@ def _without_program(e: Experiment, topology: str, status: str, detail: str, sec
     )
 
 
+def _devices(topology: str) -> list[Any]:
+    """The compiler's devices of a topology that is not here. Raises UserError."""
+    from jax.experimental import topologies
+
+    try:
+        devices = list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except Exception as error:  # libtpu's own errors are of several types
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        known = "such as v5e:2x2, v5e:16x16, v5p:2x2x4 or v6e:4x4"
+        raise UserError(f"topology '{topology}': libtpu knows none of this name, {known}: {first}") from None
+    chips = math.prod(int(side) for side in topology.partition(":")[2].split("x"))
+    if len(devices) != chips:
+        raise UserError(
+            f"topology '{topology}': the compiler shows {len(devices)} cores for {chips} chips; "
+            "use a generation whose chip is one device: v5e, v5p, v6e"
+        )
+    return devices
+
+
 def _work(e: Experiment, topology: str) -> dict[str, Any]:
     """In the compiler's own process: the fields of a Report."""
     import jax
     import jax.numpy as jnp
-    from jax.experimental import topologies
 
     from precisionlm.training.optimizer import hyperparameters
     from precisionlm.training.sharding import make_mesh
     from precisionlm.training.step import abstract_state, program_of, train_step
 
-    try:
-        devices: list[Any] = list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except Exception as error:
-        known = "such as v5e:2x2, v5e:16x16, v5p:2x2x4 or v6e:4x4"
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return {
-            "status": _BAD_INPUT,
-            "detail": f"topology '{topology}': libtpu knows none of this name, {known}: {first}",
-        }
+    devices = _devices(topology)
     mesh = make_mesh(e.mesh, devices)
     if e.training.batch_size % (mesh.shape["replica"] * mesh.shape["fsdp"]):
         raise UserError(f"training.batch_size {e.training.batch_size} does not divide over {dict(mesh.shape)}")
     structure, grids = _bound(e)
     program = program_of(e, structure, mesh)
     tokens = jax.ShapeDtypeStruct((e.training.batch_size, e.data.sequence_length + 1), jnp.int32)
-    known_fields = asdict(_without_program(e, topology, FAILED, ""))
-    known_fields |= {"devices": len(devices), "device_kind": devices[0].device_kind, "mesh": dict(mesh.shape)}
+    row = asdict(_without_program(e, topology, FAILED, ""))
+    row |= {"devices": len(devices), "device_kind": devices[0].device_kind, "mesh": dict(mesh.shape)}
     arguments = (abstract_state(program), tokens, grids, hyperparameters(e), e.training.seed)
     started = time.monotonic()
     try:
@@ -183,18 +194,14 @@ def _work(e: Experiment, topology: str) -> dict[str, Any]:
         memory = out_of_memory(str(error))
         status = FAILED if memory is None else OUT_OF_MEMORY
         detail = "" if memory else str(error).splitlines()[0][:300]
-        return known_fields | {
-            "status": status,
-            "detail": detail,
-            "memory": memory,
-            "compile_seconds": time.monotonic() - started,
-        }
+        seconds = time.monotonic() - started
+        return row | {"status": status, "detail": detail, "memory": memory, "compile_seconds": seconds}
     seconds = time.monotonic() - started
     module = parse(compiled.as_text())
     done, sent, traffic = products(module), collectives(module, len(devices)), memory_traffic(module)
-    formula = training_flops_per_token(e.model, known_fields["non_embedding"], e.data.sequence_length)
+    formula = training_flops_per_token(e.model, row["non_embedding"], e.data.sequence_length)
     chip = chip_of(devices[0].device_kind)
-    return known_fields | {
+    return row | {
         "status": FITS,
         "compile_seconds": seconds,
         "memory": _memory(compiled.memory_analysis()),

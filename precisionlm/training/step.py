@@ -35,7 +35,7 @@ class Program:
         """The model of this program; flash attention on NVIDIA GPUs where the precision of activations allows it."""
         on_gpu = self.mesh.devices.flat[0].platform == "gpu"
         kernel = "cudnn" if on_gpu and self.dtype == "bfloat16" else "xla"
-        return Transformer(self.model, self.structure, self.dtype, self.remat, kernel)
+        return Transformer(self.model, self.structure, self.dtype, self.remat, kernel, batch_sharding(self.mesh))
 
 
 def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Program:
@@ -70,9 +70,14 @@ def _init(transformer: Transformer, key: jax.Array) -> State:
     return {"params": params, "opt_state": moments, "step": jnp.zeros((), jnp.int32)}
 
 
+@cache
+def _state_shapes(model: ModelConfig, dtype: str) -> Any:
+    return jax.eval_shape(partial(_init, Transformer(model, Structure(), dtype)), jax.random.key(0))
+
+
 def abstract_state(program: Program) -> State:
     """Shapes, dtypes and shardings of the state, without making it."""
-    shapes = jax.eval_shape(partial(_init, Transformer(program.model, Structure(), program.dtype)), jax.random.key(0))
+    shapes = _state_shapes(program.model, program.dtype)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -86,7 +91,9 @@ def token_losses(
     """Cross entropy of each next token (nats) and its log-normalizer, both float32 [B, T]."""
     logits_BTV: Any = transformer.apply({"params": params}, tokens_BT1[:, :-1], grids, key)
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    target_BT = jnp.take_along_axis(logits_BTV, tokens_BT1[:, 1:, None], axis=-1)[..., 0]
+    # A comparison instead of a gather: the gather's gradient is a scatter through a float32 [B, T, V] in memory.
+    is_target_BTV = jnp.arange(logits_BTV.shape[-1]) == tokens_BT1[:, 1:, None]
+    target_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0.0), axis=-1)
     return log_z_BT - target_BT, log_z_BT
 
 

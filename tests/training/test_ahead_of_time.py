@@ -188,6 +188,8 @@ def test_a_train_step_compiles_for_four_v5e_chips():
 def test_bad_input_is_one_line_each():
     with pytest.raises(UserError, match="topology 'v5e:3x77': libtpu knows none of this name, such as v5e:2x2"):
         compile_for(experiment(), "v5e:3x77", timeout_seconds=120)
+    with pytest.raises(UserError, match="topology 'v4:2x2x1': the compiler shows 8 cores for 4 chips"):
+        compile_for(experiment(), "v4:2x2x1", timeout_seconds=120)
     with pytest.raises(UserError, match="does not make 4 devices"):
         compile_for(experiment(mesh=MeshConfig(fsdp=3)), "v5e:2x2", timeout_seconds=120)
     without = experiment()

@@ -1,0 +1,138 @@
+"""Whole training steps, timed side by side: every variant compiled first, then measured in turn, round after round."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from precisionlm.config import Experiment, build
+from precisionlm.model.transformer import axis_sizes, parameter_counts
+from precisionlm.precision.binding import bind
+from precisionlm.precision.recipe import parse_recipe
+from precisionlm.training.optimizer import hyperparameters
+from precisionlm.training.sharding import batch_sharding, make_mesh
+from precisionlm.training.step import abstract_state, eval_step, initial_state, program_of, train_step
+
+# name: layers, width, heads, MLP width, vocabulary, sequences, tokens per sequence
+SIZES = {
+    "tiny": (2, 64, 2, 192, 512, 4, 128),
+    "3M": (6, 192, 3, 512, 8192, 64, 512),
+    "85M": (12, 768, 12, 2048, 50304, 32, 1024),
+    "1.2B": (24, 2048, 16, 5440, 50304, 8, 1024),
+    "wide": (6, 4096, 32, 10880, 50304, 8, 1024),
+}
+
+
+@dataclass
+class Measured:
+    """One variant: label, seconds per step of every round, temporary memory (bytes), seconds to compile, loss."""
+
+    label: str
+    seconds: list[float] = field(default_factory=list)
+    temporary: int = 0
+    compile_seconds: float = 0.0
+    loss: float = float("nan")
+    error: str = ""
+
+    @property
+    def median(self) -> float:
+        """Median seconds per step over the rounds."""
+        return statistics.median(self.seconds) if self.seconds else float("nan")
+
+
+def experiment_of(size: str, recipe: str, **training: Any) -> Experiment:
+    """The experiment of a named size at a recipe; its data is never opened."""
+    layers, width, heads, mlp_width, vocabulary, sequences, length = SIZES[size]
+    return build(
+        {
+            "model": {
+                "layers": layers,
+                "width": width,
+                "heads": heads,
+                "mlp_width": mlp_width,
+                "vocab_size": vocabulary,
+            },
+            "data": {"path": "none", "sequence_length": length},
+            "optimizer": {"learning_rate": 3e-4},
+            "precision": {"recipe": recipe},
+            "training": {"steps": 1000, "batch_size": sequences} | training,
+        },
+        "bench",
+    )
+
+
+def non_embedding(size: str) -> int:
+    """N of a named size (count)."""
+    e = experiment_of(size, "bf16")
+    return parameter_counts(abstract_state(program_of(e, bind_of(e)[0], make_mesh(e.mesh)))["params"])[0]
+
+
+def bind_of(experiment: Experiment) -> Any:
+    """Structure and grids of an experiment's recipe."""
+    e = experiment
+    sizes = axis_sizes(e.model, e.data.sequence_length)
+    recipe = parse_recipe(e.precision.recipe)
+    return bind(recipe, e.model.layers, sizes, e.precision.backward, e.precision.execution)
+
+
+def measure_steps(
+    experiments: Sequence[tuple[str, Experiment]],
+    rounds: int = 5,
+    steps: int = 8,
+    backward: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Measured]:
+    """Time the training step (or, without backward, the evaluation step) of every experiment of one model size.
+
+    All share one state, random tokens, and take turns of `steps` steps in each of `rounds` rounds, so that a drift of
+    the machine meets all of them alike. A variant that cannot compile or run is returned with its error.
+    """
+    mesh = make_mesh(experiments[0][1].mesh)
+    e0 = experiments[0][1]
+    shape = (e0.training.batch_size, e0.data.sequence_length + 1)
+    tokens = jax.device_put(jax.random.randint(jax.random.key(1), shape, 0, e0.model.vocab_size), batch_sharding(mesh))
+    mask = jax.device_put(jnp.ones((shape[0], shape[1] - 1), bool), batch_sharding(mesh))
+    state = initial_state(program_of(e0, bind_of(e0)[0], mesh), 0)
+    found, callables = [], []
+    for label, e in experiments:
+        structure, grids = bind_of(e)
+        grids = jax.device_put(grids)
+        program, row = program_of(e, structure, mesh), Measured(label)
+        found.append(row)
+        began = time.perf_counter()
+        try:
+            if backward:
+                arguments = (tokens, grids, jax.device_put(hyperparameters(e)), 0)
+                compiled = train_step(program).lower(state, *arguments).compile()
+            else:
+                arguments = (tokens, mask, grids)
+                compiled = eval_step(program).lower(state["params"], *arguments).compile()
+        except Exception as error:
+            row.error = f"{type(error).__name__}: {str(error)[:200]}"
+            callables.append(None)
+            say(f"{label}: {row.error}")
+            continue
+        row.compile_seconds = time.perf_counter() - began
+        row.temporary = compiled.memory_analysis().temp_size_in_bytes
+        callables.append((compiled, arguments))
+        say(f"{label}: compiled in {row.compile_seconds:.1f} s")
+    for turn in range(rounds + 1):
+        for row, call in zip(found, callables, strict=True):
+            if call is None:
+                continue
+            compiled, arguments = call
+            began = time.perf_counter()
+            for _ in range(steps if turn else 2):
+                if backward:
+                    state, metrics = compiled(state, *arguments)
+                else:
+                    metrics = {"loss": compiled(state["params"], *arguments)[0].mean()}
+            jax.block_until_ready(metrics)
+            if turn:  # the first turn warms up
+                row.seconds.append((time.perf_counter() - began) / steps)
+            row.loss = float(metrics["loss"])
+    return found
