@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,28 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("demo_out"), help="folder to fill")
     demo.add_argument("--scale", type=float, default=1.0, help="tokens of every run, times this")
 
+    bench = verbs.add_parser("bench", help="Measure speed on the machine at hand", allow_abbrev=False)
+    bench_verbs = bench.add_subparsers(required=True, metavar="VERB")
+    precision = add_verb(
+        bench_verbs,
+        "precision",
+        _bench_precision,
+        "Time whole training steps at many recipes against bf16, in turns, and print a table of ratios.",
+        "precisionlm bench precision --size 85M,1.2B",
+    )
+    precision.add_argument("--size", default="85M", help="tiny, 3M, 85M, 1.2B, wide (4096), separated by commas")
+    precision.add_argument("--recipes", help="recipes separated by spaces; twelve of all kinds if absent")
+    precision.add_argument("--json", action="store_true", help="print the rows as JSON")
+
+    fit = add_verb(
+        bench_verbs,
+        "fit",
+        _bench_fit,
+        "Time the fitter in a fresh process, compilation included: 4500 starts, 4000 bootstrap refits, the unified law.",
+        "precisionlm bench fit --runs chinchilla.csv",
+    )
+    fit.add_argument("--runs", type=Path, help="runs table for the Chinchilla fit; a simulated one if absent")
+
     analysis.add_verbs(verbs)
     for action in verbs.choices.values():
         if action.get_default("overrides") is None:
@@ -325,7 +348,7 @@ def _ptq(args: argparse.Namespace) -> int:
     found = []
     with reporting("ptq") as report:
         for i, folder in enumerate(folders):
-            rows = quantize_run(folder, args.method, quantizations, lambda text, i=i: report(i / len(folders), text))
+            rows = quantize_run(folder, args.method, quantizations, partial(report, i / len(folders)))
             found += [{"run_dir": str(folder)} | row for row in rows]
     if args.json:
         print(json.dumps(found))
@@ -359,9 +382,24 @@ def _table(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(counts))
     else:
-        print(f"{' and '.join(counts['files'])}: {counts['rows']} rows of {counts['runs']} runs")
+        print(f"{' and '.join(map(str, paths))}: {counts['rows']} rows of {counts['runs']} runs")
         for folder in unfinished:
             print(f"  left out, not finished: {folder}")
+    return DONE
+
+
+def _bench_precision(args: argparse.Namespace) -> int:
+    from precisionlm.bench.precision import print_bench
+
+    print_bench(args.size, args.recipes, args.json, lambda text: print(text, file=sys.stderr, flush=True))
+    return DONE
+
+
+def _bench_fit(args: argparse.Namespace) -> int:
+    from precisionlm.analysis import table
+    from precisionlm.analysis.bench import bench_fit
+
+    print(json.dumps(bench_fit(table.read(args.runs) if args.runs else None), indent=1))
     return DONE
 
 

@@ -102,7 +102,7 @@ class TrainingConfig(Section):
     eval_tokens: int = Field(1_000_000, ge=1, description="validation tokens; fewer if the split is smaller")
     eval_every: int | None = Field(None, ge=1, description="steps between evaluations; only at the end if absent")
     eval_bf16: bool = Field(False, description="also evaluate without quantization")
-    remat: Literal["none", "dots", "full"] = Field("dots", description="recomputed in the backward pass: all but products")
+    remat: Literal["none", "dots", "full"] = Field("dots", description="the backward pass recomputes all but products")
     on_nan: Literal["stop", "skip"] = Field("stop", description="non-finite loss or gradient: end as diverged, or skip")
     divergence_loss: float = Field(20.0, gt=0, description="nats/token above which a run counts as diverged")
 

@@ -1,6 +1,7 @@
 """The whole way in miniature, on text that every machine with Python has: the source of its standard library."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 from precisionlm.analysis.analyze import Analysis, analyze
@@ -103,8 +104,7 @@ def _quantize(runs: Path, report: Reporter) -> None:
         if RunDirectory(folder.parent, folder.name).read_json("result.json")["row"]["recipe"] == "bf16"
     ]
     for i, folder in enumerate(folders):
-        share = i / len(folders)
-        quantize_run(folder, "rtn", quantizations, lambda text, share=share: report(share, f"quantize {text}"))
+        quantize_run(folder, "rtn", quantizations, partial(report, i / len(folders)))
 
 
 def _verdict(analysis: Analysis) -> str:

@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from precisionlm.analysis import figures, figures_chen, figures_kumar, figures_sun, laws
 from precisionlm.analysis import report as reports
 from precisionlm.analysis import table as tables
 from precisionlm.analysis.analyze import Analysis, analyze
 from precisionlm.analysis.cli_plan import add_plan_arguments, describe, plan
 from precisionlm.analysis.compare import as_table, compare
+from precisionlm.analysis.laws.base import Law
 from precisionlm.analysis.objective import parse_objective
 from precisionlm.errors import UserError
 
@@ -20,6 +24,7 @@ def add_verbs(subparsers: Any) -> None:
     _add_fit(subparsers)
     _add_compare(subparsers)
     _add_plan(subparsers)
+    _add_figures(subparsers)
     _add_report(subparsers)
 
 
@@ -83,6 +88,23 @@ def _add_report(subparsers: Any) -> None:
     parser.add_argument("--title", default="Precision scaling laws")
     parser.add_argument("--json", action="store_true", help="print paths and findings as one JSON object")
     parser.set_defaults(run=run_report)
+
+
+def _add_figures(subparsers: Any) -> None:
+    parser = _verb(
+        subparsers,
+        "figures",
+        "Draw the figures of a law's paper, as SVG and PNG. From published constants, or from a fit of your runs, "
+        "which adds the figures of the runs themselves with bands.",
+        "precisionlm figures --law kumar --published -o figures",
+    )
+    parser.add_argument("--law", required=True, help="name of the law: a member of the kumar family, sun, chen, ...")
+    add_table_arguments(parser, required=False)
+    add_fit_arguments(parser, bootstrap=500)
+    parser.add_argument("--published", action="store_true", help="use the constants its paper prints")
+    parser.add_argument("-o", "--out", default="figures", help="folder to write to (default figures)")
+    parser.add_argument("--json", action="store_true", help="print the paths as one JSON object")
+    parser.set_defaults(run=run_figures)
 
 
 def _add_compare(subparsers: Any) -> None:
@@ -259,3 +281,33 @@ def run_plan(arguments: argparse.Namespace) -> int:
     else:
         print(describe(result))
     return 0
+
+
+def run_figures(arguments: argparse.Namespace) -> int:
+    """`precisionlm figures`."""
+    if arguments.published == bool(arguments.runs):
+        raise UserError("figures needs either --published or --runs FILE")
+    if arguments.published:
+        law = laws.get(arguments.law)
+        if not law.published:
+            raise UserError(f"law {law.name} has no published constants; give --runs FILE")
+        drawn = paper_figures(law, law.published[0].as_dict())
+        if not drawn:
+            raise UserError(f"law {law.name} has no figures without runs; give --runs FILE")
+    else:
+        analysis = fit_from(arguments, tables.read(arguments.runs), arguments.law)
+        drawn = figures.of_fit(analysis) | paper_figures(analysis.law, analysis.result.params)
+    paths = figures.write_all(drawn, Path(arguments.out))
+    if arguments.json:
+        dump({"law": arguments.law, "figures": [str(p) for p in paths]})
+    else:
+        print("\n".join(str(p) for p in paths))
+    return 0
+
+
+def paper_figures(law: Law, params: dict[str, float]) -> dict[str, Figure]:
+    """The figures of the law's own paper, for these constants."""
+    if law.name.startswith("kumar"):
+        return figures_kumar.draw(law, params)
+    painters = {"sun": figures_sun.draw, "chen": figures_chen.draw, "chen_gap": figures_chen.draw}
+    return painters[law.name](law, params) if law.name in painters else {}

@@ -231,7 +231,7 @@ def _next(
     found = next_runs(fitted.result, arguments.next, arguments.quantity, cost=cost, value=value)
     runs = [{"columns": r.columns, "flops": r.flops, "error": r.error} for r in found.runs]
     return {"quantity": found.quantity, "value": found.value, "error": found.error, "next": runs,
-            "notes": [f"{found.quantity} is {found.value:.4g} with standard error {found.error:.3g}", *found.notes]}  # fmt: skip
+            "notes": [f"{found.quantity} = {found.value:.4g} ± {found.error:.3g} now", *found.notes]}  # fmt: skip
 
 
 def _extrapolation(fitted: Analysis, n: float, d: float) -> list[str]:

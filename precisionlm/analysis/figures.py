@@ -66,6 +66,8 @@ def log_axis(ax: Axes) -> None:
 
 def engineering(value: float) -> str:
     """30000000 -> 30M."""
+    if value >= 1e15:
+        return f"{value:.0e}".replace("e+", "e")
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{letter}"

@@ -199,7 +199,8 @@ def _result(table: Table, problem: Problem, solution: Solution, weights: np.ndar
     jac = jacobian(problem, point)[:, free] * np.sqrt(weights)[:, None]
     on_low, on_high = (point <= problem.low) & free, (point >= problem.high) & free
     norms = np.linalg.norm(jac, axis=0)
-    condition = float(np.linalg.cond(jac / np.where(norms > 0, norms, 1.0))) if (norms > 0).all() else np.inf
+    scaled = jac / np.where(norms > 0, norms, 1.0)
+    condition = 1.0 if not free.any() else float(np.linalg.cond(scaled)) if (norms > 0).all() else np.inf
     if len(jac) < free.sum():
         condition = np.inf
     inside = ~(on_low | on_high)[free]

@@ -94,19 +94,22 @@ def measure_steps(
     mesh = make_mesh(experiments[0][1].mesh)
     e0 = experiments[0][1]
     shape = (e0.training.batch_size, e0.data.sequence_length + 1)
-    tokens = jax.device_put(jax.random.randint(jax.random.key(1), shape, 0, e0.model.vocab_size), batch_sharding(mesh))
+    tokens = jax.device_put(
+        jax.random.randint(jax.random.key(1), shape, 0, e0.model.vocab_size or 2), batch_sharding(mesh)
+    )
     mask = jax.device_put(jnp.ones((shape[0], shape[1] - 1), bool), batch_sharding(mesh))
     state = initial_state(program_of(e0, bind_of(e0)[0], mesh), 0)
-    found, callables = [], []
+    found: list[Measured] = []
+    callables: list[tuple[Any, tuple[Any, ...]] | None] = []
     for label, e in experiments:
         structure, grids = bind_of(e)
         grids = jax.device_put(grids)
         program, row = program_of(e, structure, mesh), Measured(label)
         found.append(row)
         began = time.perf_counter()
+        arguments: tuple[Any, ...] = (tokens, grids, jax.device_put(hyperparameters(e)), 0)
         try:
             if backward:
-                arguments = (tokens, grids, jax.device_put(hyperparameters(e)), 0)
                 compiled = train_step(program).lower(state, *arguments).compile()
             else:
                 arguments = (tokens, mask, grids)

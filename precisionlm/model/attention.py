@@ -37,13 +37,18 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, tables: tuple[jax.Array, jax.Array], grids: Grids, key: jax.Array | None
+        self,
+        x_BTD: jax.Array,
+        tables: tuple[jax.Array, jax.Array],
+        grids: Grids,
+        key: jax.Array | None,
+        magnitude_BT1: jax.Array | None = None,
     ) -> jax.Array:
         m, (B, T, D) = self.model, x_BTD.shape
         K, H = m.kv_heads or m.heads, m.head_size or m.width // m.heads
         G = m.heads // K
         normal = nn.initializers.normal(m.init_std)
-        qkv = Linear("qkv", (K * (G + 2) * H,), self.structure, normal, name="qkv")(x_BTD, grids, key)
+        qkv = Linear("qkv", (K * (G + 2) * H,), self.structure, normal, name="qkv")(x_BTD, grids, key, magnitude_BT1)
         qkv_BTKGH = qkv.reshape(B, T, K, G + 2, H)
         q_BTNH = qkv_BTKGH[..., :G, :].reshape(B, T, K * G, H)
         k_BTKH, v_BTKH = qkv_BTKGH[..., G, :], qkv_BTKGH[..., G + 1, :]
@@ -58,11 +63,11 @@ class Attention(nn.Module):
             o_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn")
         else:
             o_BTNH = self._explicit(q_BTNH, k_BTKH, v_BTKH, grids, key)
-        o_BTX = o_BTNH.reshape(B, T, m.heads * H)
+        o_BTX, magnitude_BT1 = o_BTNH.reshape(B, T, m.heads * H), None
         if m.projection_norm:
-            o_BTX = RMSNorm(m.norm_epsilon, name="out_norm")(o_BTX)
+            o_BTX, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="out_norm").with_magnitude(o_BTX)
         residual = nn.initializers.normal(m.init_std / (2 * m.layers) ** 0.5)
-        return Linear("out", (D,), self.structure, residual, name="out")(o_BTX, grids, key)
+        return Linear("out", (D,), self.structure, residual, name="out")(o_BTX, grids, key, magnitude_BT1)
 
     def _explicit(self, q_BTNH, k_BSKH, v_BSKH, grids, key):
         B, T, N, H = q_BTNH.shape

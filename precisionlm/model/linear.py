@@ -17,7 +17,7 @@ class Linear(nn.Module):
     """x [..., in] @ w [in, *features] → [..., *features]; weights are float32, the product runs in x's dtype.
 
     With `audit` a mutable collection, sows what the recipe does to this site's forward operands; with `perturbations`
-    present, the gradient of the output can be read there.
+    present, the gradient of the output can be read there. magnitude: max|x| along the last axis, [..., 1], where known.
     """
 
     site: str
@@ -26,7 +26,9 @@ class Linear(nn.Module):
     init: Callable[..., Any]
 
     @nn.compact
-    def __call__(self, x: jax.Array, grids: Grids, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, grids: Grids, key: jax.Array | None = None, magnitude: jax.Array | None = None
+    ) -> jax.Array:
         master = self.param("w", self.init, (x.shape[-1], *self.features), jnp.float32)
         w = master.astype(x.dtype)
         site_grids = grids.get(self.site, {})
@@ -44,7 +46,7 @@ class Linear(nn.Module):
                     self.sow("audit", name, operand_statistics(value, axis, operands[name], site_grids[name]))
         if key is not None:
             key = jax.random.fold_in(key, sum(map(ord, self.site)))
-        product = dot_general(self.structure, self.site, site_grids, key, master)
+        product = dot_general(self.structure, self.site, site_grids, key, master, magnitude)
         y = product(x, w, (((x.ndim - 1,), (0,)), ((), ())))
         return self.perturb("dy", y)
 
@@ -65,13 +67,25 @@ def operand_statistics(x: jax.Array, axis: int | tuple[int, ...], scaling: Scali
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis, in float32, returned in x's dtype."""
+    """x * scale / rms(x) over the last axis, in float32, returned in x's dtype."""
 
     epsilon: float
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        return self.with_magnitude(x)[0]
+
+    @nn.compact
+    def with_magnitude(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The normalized x [..., D] and its largest magnitude along D, float32 [..., 1].
+
+        The magnitude comes from the pass that computes rms(x): all of a row is multiplied by one positive number, and
+        rounding keeps order, so it is exactly the maximum of what is returned.
+        """
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + self.epsilon)
-        return (y * scale).astype(x.dtype)
+        inverse_rms = jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + self.epsilon)
+        gained = y * scale
+        magnitude = jnp.max(jnp.abs(gained), axis=-1, keepdims=True) * inverse_rms
+        if x.dtype == jnp.bfloat16:
+            magnitude = jax.lax.reduce_precision(magnitude, exponent_bits=8, mantissa_bits=7)
+        return (gained * inverse_rms).astype(x.dtype), jax.lax.stop_gradient(magnitude)

@@ -38,15 +38,18 @@ class MLP(nn.Module):
     structure: Structure
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, grids: Grids, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_BTD: jax.Array, grids: Grids, key: jax.Array | None, magnitude_BT1: jax.Array | None = None
+    ) -> jax.Array:
         m = self.model
         normal = nn.initializers.normal(m.init_std)
-        h_BT2F = Linear("gate_up", (2, m.mlp_width), self.structure, normal, name="gate_up")(x_BTD, grids, key)
-        h_BTF = jax.nn.silu(h_BT2F[..., 0, :]) * h_BT2F[..., 1, :]
+        gate_up = Linear("gate_up", (2, m.mlp_width), self.structure, normal, name="gate_up")
+        h_BT2F = gate_up(x_BTD, grids, key, magnitude_BT1)
+        h_BTF, magnitude_BT1 = jax.nn.silu(h_BT2F[..., 0, :]) * h_BT2F[..., 1, :], None
         if m.projection_norm:
-            h_BTF = RMSNorm(m.norm_epsilon, name="down_norm")(h_BTF)
+            h_BTF, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="down_norm").with_magnitude(h_BTF)
         residual = nn.initializers.normal(m.init_std / (2 * m.layers) ** 0.5)
-        return Linear("down", (m.width,), self.structure, residual, name="down")(h_BTF, grids, key)
+        return Linear("down", (m.width,), self.structure, residual, name="down")(h_BTF, grids, key, magnitude_BT1)
 
 
 class Block(nn.Module):
@@ -60,9 +63,10 @@ class Block(nn.Module):
     def __call__(self, x_BTD, grids, key, tables):
         m = self.model
         attention = Attention(m, self.structure, self.kernel, name="attention")
-        x_BTD = x_BTD + attention(RMSNorm(m.norm_epsilon, name="attention_norm")(x_BTD), tables, grids, key)
-        mlp = MLP(m, self.structure, name="mlp")
-        return x_BTD + mlp(RMSNorm(m.norm_epsilon, name="mlp_norm")(x_BTD), grids, key), None
+        y_BTD, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="attention_norm").with_magnitude(x_BTD)
+        x_BTD = x_BTD + attention(y_BTD, tables, grids, key, magnitude_BT1)
+        y_BTD, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="mlp_norm").with_magnitude(x_BTD)
+        return x_BTD + MLP(m, self.structure, name="mlp")(y_BTD, grids, key, magnitude_BT1), None
 
 
 class Transformer(nn.Module):

@@ -27,21 +27,26 @@ TAG = "quantized:"  # prefix of the names that mark quantized values in a progra
 
 
 def quantize(
-    x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid, key: jax.Array | None = None
+    x: jax.Array,
+    axis: int | tuple[int, ...],
+    scaling: Scaling,
+    grid: Grid,
+    key: jax.Array | None = None,
+    magnitude: jax.Array | None = None,
 ) -> jax.Array:
     """x rounded to the grid under its scales, in x's dtype; no gradient rule.
 
     Arithmetic is float32: q = round(x * (1 / s)), result q * s. axis: who shares a channel or group scale (groups run
-    along the last of several axes). key: for stochastic rounding.
+    along the last of several axes). key: for stochastic rounding. magnitude: max|x| along the axis, where known.
     """
+    if x.dtype == jnp.bfloat16 and magnitude is None:
+        # Two passes over x follow. The barrier makes both read the bf16 values from memory; without it compilers hand
+        # on the float32 that x was computed in, twice the bytes and not the values that x has.
+        x = lax.optimization_barrier(x)
     y = x.astype(jnp.float32)
     if x.dtype == jnp.bfloat16:
-        # Compilers may keep more digits between a producer and us; scales and values must see the same ones. The
-        # barrier lets the scale's pass read x from memory in bf16, not in the float32 it was computed in.
-        y = lax.reduce_precision(y, 8, 7)
-        scale = scale_of(lax.optimization_barrier(x).astype(jnp.float32), axis, scaling, grid)
-    else:
-        scale = scale_of(y, axis, scaling, grid)
+        y = lax.reduce_precision(y, exponent_bits=8, mantissa_bits=7)
+    scale = scale_of(y, axis, scaling, grid, magnitude)
     noise = jax.random.uniform(key, x.shape) if scaling.stochastic and key is not None else None
     q = round_to_grid(y * (1.0 / scale), grid, noise) * scale
     return jnp.where(grid.on > 0, q, y).astype(x.dtype)
@@ -73,13 +78,15 @@ def fake_quantize(
 @utils.flax_slots_kw_only_dataclass
 class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
     """AQT's quantizer of one product's two operands. lhs, rhs: (tag, scaling) or None for an unquantized operand.
-    rhs_master: rhs in float32, to quantize from, where rhs is a copy of it in a shorter dtype."""
+    rhs_master: rhs in float32, to quantize from, where rhs is a copy of it in a shorter dtype. lhs_magnitude: max|lhs|
+    along its contracted axis, where known."""
 
     lhs: Any = utils.static_field(default=None)
     rhs: Any = utils.static_field(default=None)
     lhs_grid: Any = utils.dynamic_field(default=None)
     rhs_grid: Any = utils.dynamic_field(default=None)
     rhs_master: Any = utils.dynamic_field(default=None)
+    lhs_magnitude: Any = utils.dynamic_field(default=None)
     key: Any = utils.dynamic_field(default=None)
 
     def init_calibration(self):
@@ -89,8 +96,8 @@ class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
         (lhs_axes, rhs_axes), _ = dimension_numbers
         keys = jax.random.split(self.key) if self.key is not None else (None, None)
         return (
-            (lhs, _quantized_tensor(lhs, lhs_axes, self.lhs, self.lhs_grid, keys[0])),
-            (rhs, _quantized_tensor(rhs, rhs_axes, self.rhs, self.rhs_grid, keys[1], self.rhs_master)),
+            (lhs, _quantized_tensor(lhs, lhs_axes, self.lhs, self.lhs_grid, keys[0], magnitude=self.lhs_magnitude)),
+            (rhs, _quantized_tensor(rhs, rhs_axes, self.rhs, self.rhs_grid, keys[1], master=self.rhs_master)),
         )
 
     def calculate_qvalue(self, lhs, lhs_qt, rhs, rhs_qt):
@@ -107,13 +114,13 @@ class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
         self.key = lhs_context.key
 
 
-def _quantized_tensor(x, axes, operand, grid, key, master=None):
+def _quantized_tensor(x, axes, operand, grid, key, master=None, magnitude=None):
     """x as AQT's QTensor holding dequantized values under a scale of one: AQT then multiplies by exact ones only, and
     may reuse the value in the gradient products whatever the number and shape of the real scales."""
     value = x
     if operand is not None:
         tag, scaling = operand
-        quantized = quantize(x if master is None else master, tuple(axes), scaling, grid, key)
+        quantized = quantize(x if master is None else master, tuple(axes), scaling, grid, key, magnitude)
         value = checkpoint_name(quantized.astype(x.dtype), TAG + tag)
     ones = jnp.ones((1,) * x.ndim, x.dtype)
     return aqt_tensor.QTensor(qvalue=value, scale=[ones], scale_t=None, bias=[], dequant_dtype=x.dtype)
@@ -131,12 +138,13 @@ def dot_general(
     grids: Mapping[str, Grid] | None,
     key: jax.Array | None = None,
     master: jax.Array | None = None,
+    magnitude: jax.Array | None = None,
 ) -> Callable[..., jax.Array]:
     """A drop-in for `jax.lax.dot_general` (lhs activations, rhs weights) with the site's operands quantized.
 
     grids: operand → Grid of this layer. key: for stochastic rounding, new every step and layer. master: the float32
     weights of which rhs is the copy in the compute dtype; weights are then quantized from them, which is more exact
-    and costs no pass over the copy.
+    and costs no pass over the copy. magnitude: max|lhs| along the contracted axis, where its producer knows it.
     """
     operands = structure.site(site)
     if not operands:
@@ -151,6 +159,7 @@ def dot_general(
             rhs=scaled.get(rhs),
             lhs_grid=grid.get(lhs),
             rhs_grid=grid.get(rhs),
+            lhs_magnitude=magnitude if lhs == "a" and lhs in operands else None,
             rhs_master=master if rhs in ("w", "dgrad_w") and rhs in operands else None,
             key=jax.random.fold_in(key, salt) if stochastic and key is not None else None,
         )

@@ -36,9 +36,12 @@ class Scaling:
     stochastic: bool = False
 
 
-def scale_of(x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid) -> jax.Array:
+def scale_of(
+    x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid, magnitude: jax.Array | None = None
+) -> jax.Array:
     """The float32 scale s of each value, so that x / s fits the grid. Broadcastable against x; zero groups give a
     finite scale. x: float32. axis: who shares a channel or group scale; groups run along the last of several axes.
+    magnitude: max|x| along the axis, where it is known already; used for channel scales.
 
     The scales themselves, one a sharer, are named SCALE_TAG: small, and worth saving for the backward pass, where
     computing them again would be a pass over x.
@@ -46,7 +49,7 @@ def scale_of(x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: 
     if scaling.sharing == "tensor":
         return checkpoint_name(_from_magnitude(jnp.max(jnp.abs(x), keepdims=True), scaling, grid), SCALE_TAG)
     if scaling.sharing == "channel":
-        amax = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
+        amax = jnp.max(jnp.abs(x), axis=axis, keepdims=True) if magnitude is None else magnitude
         return checkpoint_name(_from_magnitude(amax, scaling, grid), SCALE_TAG)
     axis = (axis if isinstance(axis, int) else axis[-1]) % x.ndim
     groups = x.reshape(*x.shape[:axis], -1, scaling.group, *x.shape[axis + 1 :])

@@ -28,7 +28,7 @@ def weight_quantization(text: str) -> Quantization:
 
 
 def finished_runs(root: Path) -> list[Path]:
-    """Run directories under a folder (or the folder itself) that finished training. Raises UserError if there is none."""
+    """Run directories at or under a folder that finished training. Raises UserError if there is none."""
     folders = [path.parent for path in sorted(Path(root).rglob("result.json"))]
     done = [
         folder

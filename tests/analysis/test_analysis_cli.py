@@ -79,3 +79,107 @@ def test_report_verb_writes_the_page(call, tiny_csv, tmp_path):
 def test_bad_words_are_one_clear_line(call, tiny_csv, words, message):
     with pytest.raises(UserError, match=message):
         call("fit", "--runs", tiny_csv, *words)
+
+
+def test_plan_published_json(call):
+    _, out = call("plan", "--law", "kumar", "--published", "--compute", "1e21", "--json")
+    data = json.loads(out)
+    assert data["P"] == pytest.approx(7.00, abs=0.005) and {"N", "D", "loss"} <= set(data)
+    assert "3.47 without" in " ".join(data["notes"])
+    _, out = call("plan", "--law", "kumar", "--published", "--compute", "1e21", "--no-offsets", "--json")
+    assert json.loads(out)["P"] == pytest.approx(3.47, abs=0.005)
+
+
+def test_plan_for_people(call):
+    _, out = call("plan", "--law", "sun", "--published", "--compute", "1e24", "--block", 128)
+    assert "bits P                5.0" in out
+    _, out = call("plan", "--law", "sun", "--published", "--critical", "--size", "1e9", "--format", "e4m3")
+    assert "2.7329e+13" in out
+    _, out = call("plan", "--law", "kumar", "--published", "--size", "1e9", "--tokens", "1e11", "--bits", "3")
+    assert "undefined there" in out
+    _, out = call("plan", "--law", "kumar", "--published", "--iso-loss", "3.0", "--tokens", "13e9")
+    assert "P = 3     no size reaches it" in out
+
+
+def test_plan_with_a_fit_carries_intervals(call, tiny_csv):
+    words = ("plan", "--law", "kumar", "--with-fit", "--runs", tiny_csv, "--starts", 16, "--bootstrap", 40)
+    _, out = call(*words, "--compute", "1e12", "--json")
+    data = json.loads(out)
+    low, high = data["intervals"]["P"]
+    assert low <= data["P"] <= high and data["warnings"]
+    _, out = call(*words, "--next", 2, "--quantity", "gamma_w", "--json")
+    assert len(json.loads(out)["next"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--law", "kumar", "--published"], "needs --compute"),
+        (["--law", "kaplan", "--published", "--no-offsets"], "belongs to law kumar"),
+        (["--law", "kumar_unified", "--published", "--compute", "1e21"], "no published constants"),
+        (["--law", "kumar", "--published", "--with-fit", "--compute", "1e21"], "exclude each other"),
+        (["--law", "kumar", "--with-fit", "--compute", "1e21"], "needs --runs"),
+        (["--law", "kumar", "--published", "--next", "2"], "needs a fit"),
+        (["--law", "sun", "--published", "--critical", "--size", "1e9"], "needs E, M"),
+        (["--law", "sun", "--published", "--compute", "1e21", "--format", "int4"], "expected eXmY"),
+        (["--law", "kumar", "--published", "--compute", "1e21", "--at", "Q=3"], "has the symbols"),
+    ],
+)
+def test_plan_refuses_in_one_line(call, words, message):
+    with pytest.raises(UserError, match=message):
+        call("plan", *words)
+
+
+def test_compare_json(call, kumar_runs, tmp_path):
+    path = tmp_path / "runs.csv"
+    kumar_runs(ptq=False).query("a_bits == 16 and kv_bits == 16").to_csv(path, index=False)
+    _, out = call("compare", "--runs", path, "--laws", "chinchilla_tied,kumar_neff_w,kumar_additive", "--starts", 16,
+                  "--json")  # fmt: skip
+    data = json.loads(out)
+    assert data["ranking"][0] == "kumar_neff_w" and data["rows_used"] == 140
+    assert data["squared_error_above_best"]["chinchilla_tied"][1] > 0
+    with pytest.raises(UserError, match="two different laws"):
+        call("compare", "--runs", path, "--laws", "kumar", "--json")
+    with pytest.raises(UserError, match="gap"):
+        call("compare", "--runs", path, "--laws", "chinchilla,ouyang", "--columns", "P_post=w_bits")
+
+
+def test_figures_verb(call, tiny_csv, tmp_path):
+    _, out = call("figures", "--law", "chen_gap", "--published", "-o", tmp_path / "chen", "--json")
+    assert len(json.loads(out)["figures"]) == 6
+    assert all(p.stat().st_size > 5000 for p in (tmp_path / "chen").iterdir())
+    call(
+        "figures",
+        "--law",
+        "chinchilla_tied",
+        "--runs",
+        tiny_csv,
+        "--starts",
+        16,
+        "--bootstrap",
+        20,
+        "-o",
+        tmp_path / "own",
+    )
+    assert {p.name for p in (tmp_path / "own").glob("*.png")} == {"loss_vs_tokens.png", "residuals.png"}
+    for words, message in (
+        (["--law", "kumar"], "either --published or --runs"),
+        (["--law", "kumar_unified", "--published"], "no published constants"),
+        (["--law", "chinchilla", "--published"], "no figures without runs"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call("figures", *words)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("law", "count"), [("kumar", 5), ("kumar_ptq", 1), ("sun", 5), ("chen", 4)])
+def test_figures_of_the_papers(call, tmp_path, law, count):
+    _, out = call("figures", "--law", law, "--published", "-o", tmp_path, "--json")
+    assert len(json.loads(out)["figures"]) == 2 * count and all(p.stat().st_size > 5000 for p in tmp_path.iterdir())
+
+
+@pytest.mark.long
+def test_figures_of_a_fit_with_precision(call, tiny_csv, tmp_path):
+    call("figures", "--law", "kumar", "--runs", tiny_csv, "--starts", 16, "--bootstrap", 20, "-o", tmp_path)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"loss_vs_bits.png", "ptq_gap.svg", "effective_parameters.png", "fig06_optimal_bits.png"} <= names

@@ -117,7 +117,7 @@ def test_weights_from_standard_errors_move_the_fit_towards_precise_rows():
 
 
 def test_kumar_is_recovered_from_its_own_grid(kumar_runs):
-    analysis = analyze(kumar_runs(), "kumar", starts=128, resamples=128)
+    analysis = analyze(kumar_runs(), "kumar", starts=64, resamples=64)
     truth = laws.get("kumar").published[0].as_dict()
     truth["C_T"] *= np.exp(truth["b"])
     params = analysis.result.params

@@ -16,7 +16,7 @@ from precisionlm.errors import UserError
 def test_kumar_reproduces_the_losses_of_its_table():
     # L(30M, 1.5B), L(30M, 26B), L(220M, 26B) at 16 bits, from Table 2's base without the saturating factors.
     law = laws.get("chinchilla_tied")
-    kumar = {k: v for k, v in law.published[1].as_dict().items()}
+    kumar = law.published[1].as_dict()
     loss = law.predict(kumar, {"N": [30e6, 30e6, 220e6], "D": [1.5e9, 26e9, 26e9]})
     np.testing.assert_allclose(loss, [4.10, 3.72, 3.197], atol=0.005)
 

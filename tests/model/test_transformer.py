@@ -7,6 +7,7 @@ import pytest
 
 from precisionlm.config import ModelConfig
 from precisionlm.model.attention import rotary_tables, rotate
+from precisionlm.model.linear import RMSNorm
 from precisionlm.model.transformer import Transformer, axis_sizes, parameter_counts
 from precisionlm.precision.binding import bind, leaks_future
 from precisionlm.precision.recipe import parse_recipe
@@ -88,3 +89,12 @@ def test_explicit_attention_equals_jax():
 
     ours = Attention(MODEL, Structure())._explicit(q, k, v, {}, None)
     np.testing.assert_allclose(ours, jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_norms_magnitude_is_exactly_that_of_its_output(dtype):
+    x = (jax.random.normal(jax.random.key(5), (64, 96)) * 3).astype(dtype)
+    norm = RMSNorm(1e-6)
+    params = {"params": {"scale": jax.random.normal(jax.random.key(6), (96,))}}
+    y, magnitude = norm.apply(params, x, method="with_magnitude")
+    np.testing.assert_array_equal(magnitude[:, 0], np.abs(np.asarray(y, np.float32)).max(axis=-1))
