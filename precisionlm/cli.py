@@ -187,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
         bench_verbs,
         "fit",
         _bench_fit,
-        "Time the fitter in a fresh process, compilation included: 4500 starts, 4000 bootstrap refits, the unified law.",
+        "Time the fitter, compilation included: 4500 starts, 4000 bootstrap refits, the unified law.",
         "precisionlm bench fit --runs chinchilla.csv",
     )
     fit.add_argument("--runs", type=Path, help="runs table for the Chinchilla fit; a simulated one if absent")
