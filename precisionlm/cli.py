@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from precisionlm.cli_tools import add_tools, add_verb
 from precisionlm.errors import BAD_INPUT, DIVERGED, DONE, PREEMPTED, DivergedError, PreemptedError, UserError
 
 
@@ -35,25 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-
-
-class _Help(argparse.RawDescriptionHelpFormatter):
-    pass
-
-
-def add_verb(
-    subparsers: Any, name: str, run: Any, text: str, example: str, *, overrides: bool = False
-) -> argparse.ArgumentParser:
-    """A verb with its help: what it does, an example, and `run(args) -> exit code`."""
-    parser = subparsers.add_parser(
-        name,
-        help=text.split(".")[0],
-        description=f"{text}\n\nexample:\n  {example}",
-        formatter_class=_Help,
-        allow_abbrev=False,
-    )
-    parser.set_defaults(run=run, command=name, overrides=overrides)
-    return parser
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -117,22 +99,6 @@ def build_parser() -> argparse.ArgumentParser:
         verb.add_argument("--dry-run", action="store_true", help="check everything, print sizes and FLOPs, run nothing")
         verb.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
-    compile_ = add_verb(
-        verbs,
-        "compile",
-        _compile,
-        "Compile the real train step for a TPU that is not here: memory against HBM, types of every matrix product,\n"
-        "bytes over links, an estimate of the step. Needs libtpu (extra tpu-aot), no TPU and no data. Overrides as for "
-        "train.",
-        "precisionlm compile configs/kumar2024/experiment.yaml --topology v5e:2x2",
-        overrides=True,
-    )
-    compile_.add_argument("config", type=Path, help="experiment YAML; with --sweep a sweep YAML")
-    compile_.add_argument("--topology", required=True, help="v5e:2x2, v5e:16x16, v5p:2x2x4, v6e:4x4, …")
-    compile_.add_argument("--sweep", action="store_true", help="every program of a grid; stops where one does not fit")
-    compile_.add_argument("--timeout", type=float, default=3600.0, help="seconds for one program")
-    compile_.add_argument("--json", action="store_true", help="print the reports as JSON")
-
     ptq = add_verb(
         verbs,
         "ptq",
@@ -170,28 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("demo_out"), help="folder to fill")
     demo.add_argument("--scale", type=float, default=1.0, help="tokens of every run, times this")
 
-    bench = verbs.add_parser("bench", help="Measure speed on the machine at hand", allow_abbrev=False)
-    bench_verbs = bench.add_subparsers(required=True, metavar="VERB")
-    precision = add_verb(
-        bench_verbs,
-        "precision",
-        _bench_precision,
-        "Time whole training steps at many recipes against bf16, in turns, and print a table of ratios.",
-        "precisionlm bench precision --size 85M,1.2B",
-    )
-    precision.add_argument("--size", default="85M", help="tiny, 3M, 85M, 1.2B, wide (4096), separated by commas")
-    precision.add_argument("--recipes", help="recipes separated by spaces; twelve of all kinds if absent")
-    precision.add_argument("--json", action="store_true", help="print the rows as JSON")
-
-    fit = add_verb(
-        bench_verbs,
-        "fit",
-        _bench_fit,
-        "Time the fitter, compilation included: 4500 starts, 4000 bootstrap refits, the unified law.",
-        "precisionlm bench fit --runs chinchilla.csv",
-    )
-    fit.add_argument("--runs", type=Path, help="runs table for the Chinchilla fit; a simulated one if absent")
-
+    add_tools(verbs)
     analysis.add_verbs(verbs)
     for action in verbs.choices.values():
         if action.get_default("overrides") is None:
@@ -277,25 +222,6 @@ def _sweep(args: argparse.Namespace) -> int:
             f"{len(rows)} runs: {len(outcome.done)} trained now, {len(outcome.skipped)} finished before, "
             f"{len(outcome.diverged)} diverged; {outcome.compilations} training steps compiled"
         )
-    return DONE
-
-
-def _compile(args: argparse.Namespace) -> int:
-    from precisionlm.config import load
-    from precisionlm.progress import reporting
-    from precisionlm.sweep.grid import load_sweep
-    from precisionlm.training.ahead_of_time import compile_for, compile_sweep
-    from precisionlm.training.compile_report import as_json, as_text, details
-
-    with reporting("compile") as report:
-        if args.sweep:
-            rows = compile_sweep(load_sweep(args.config, args.rest), args.topology, args.timeout, report)
-        else:
-            rows = [compile_for(load(args.config, args.rest), args.topology, args.timeout)]
-    if args.json:
-        print(as_json(rows))
-    else:
-        print(as_text(rows) if args.sweep else details(rows[0]))
     return DONE
 
 
@@ -385,21 +311,6 @@ def _table(args: argparse.Namespace) -> int:
         print(f"{' and '.join(map(str, paths))}: {counts['rows']} rows of {counts['runs']} runs")
         for folder in unfinished:
             print(f"  left out, not finished: {folder}")
-    return DONE
-
-
-def _bench_precision(args: argparse.Namespace) -> int:
-    from precisionlm.bench.precision import print_bench
-
-    print_bench(args.size, args.recipes, args.json, lambda text: print(text, file=sys.stderr, flush=True))
-    return DONE
-
-
-def _bench_fit(args: argparse.Namespace) -> int:
-    from precisionlm.analysis import table
-    from precisionlm.analysis.bench import bench_fit
-
-    print(json.dumps(bench_fit(table.read(args.runs) if args.runs else None), indent=1))
     return DONE
 
 

@@ -1,0 +1,125 @@
+"""Verbs that train nothing: compile for other machines, explain recipes, measure speed."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from precisionlm.errors import DONE, UserError
+
+
+def add_verb(
+    subparsers: Any, name: str, run: Any, text: str, example: str, *, overrides: bool = False
+) -> argparse.ArgumentParser:
+    """A verb with its help: what it does, an example, and `run(args) -> exit code`."""
+    parser = subparsers.add_parser(
+        name,
+        help=text.split(".")[0],
+        description=f"{text}\n\nexample:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run, command=name, overrides=overrides)
+    return parser
+
+
+def add_tools(verbs: Any) -> None:
+    """Register compile, precision explain, bench precision and bench fit."""
+    compile_ = add_verb(
+        verbs,
+        "compile",
+        _compile,
+        "Compile the real train step for a TPU that is not here: memory against HBM, types of every matrix product,\n"
+        "bytes over links, an estimate of the step. Needs libtpu (extra tpu-aot), no TPU and no data. Overrides as for "
+        "train.",
+        "precisionlm compile configs/kumar2024/experiment.yaml --topology v5e:2x2",
+        overrides=True,
+    )
+    compile_.add_argument("config", type=Path, help="experiment YAML; with --sweep a sweep YAML")
+    compile_.add_argument("--topology", required=True, help="v5e:2x2, v5e:16x16, v5p:2x2x4, v6e:4x4, …")
+    compile_.add_argument("--sweep", action="store_true", help="every program of a grid; stops where one does not fit")
+    compile_.add_argument("--timeout", type=float, default=3600.0, help="seconds for one program")
+    compile_.add_argument("--json", action="store_true", help="print the reports as JSON")
+
+    recipes = verbs.add_parser("precision", help="Explain precision recipes", allow_abbrev=False)
+    explain = add_verb(
+        recipes.add_subparsers(required=True, metavar="VERB"),
+        "explain",
+        _explain,
+        "Print what every operand of every site gets: format, bits with and without scales, scale sharing, values.",
+        'precisionlm precision explain "W4A4-g128@down:A8" --plot grids.png',
+    )
+    explain.add_argument("recipe", help="see the README; W4A8KV8, W4A4-g128@down:A8, mxfp4, ...")
+    explain.add_argument("--layers", type=int, default=4, help="of the model, for rules that name layers")
+    explain.add_argument("--plot", type=Path, help="draw the formats' grids to this PNG or SVG file")
+    explain.add_argument("--json", action="store_true", help="print the rows as JSON")
+
+    bench = verbs.add_parser("bench", help="Measure speed on the machine at hand", allow_abbrev=False)
+    bench_verbs = bench.add_subparsers(required=True, metavar="VERB")
+    precision = add_verb(
+        bench_verbs,
+        "precision",
+        _bench_precision,
+        "Time whole training steps at many recipes against bf16, in turns, and print a table of ratios.",
+        "precisionlm bench precision --size 85M,1.2B",
+    )
+    precision.add_argument("--size", default="85M", help="tiny, 3M, 85M, 1.2B, wide (4096), separated by commas")
+    precision.add_argument("--recipes", help="recipes separated by spaces; twelve of all kinds if absent")
+    precision.add_argument("--json", action="store_true", help="print the rows as JSON")
+
+    fit = add_verb(
+        bench_verbs,
+        "fit",
+        _bench_fit,
+        "Time the fitter, compilation included: 4500 starts, 4000 bootstrap refits, the unified law.",
+        "precisionlm bench fit --runs chinchilla.csv",
+    )
+    fit.add_argument("--runs", type=Path, help="runs table for the Chinchilla fit; a simulated one if absent")
+
+
+def _compile(args: argparse.Namespace) -> int:
+    from precisionlm.config import load
+    from precisionlm.progress import reporting
+    from precisionlm.sweep.grid import load_sweep
+    from precisionlm.training.ahead_of_time import compile_for, compile_sweep
+    from precisionlm.training.compile_report import as_json, as_text, details
+
+    with reporting("compile") as report:
+        if args.sweep:
+            rows = compile_sweep(load_sweep(args.config, args.rest), args.topology, args.timeout, report)
+        else:
+            rows = [compile_for(load(args.config, args.rest), args.topology, args.timeout)]
+    if args.json:
+        print(as_json(rows))
+    else:
+        print(as_text(rows) if args.sweep else details(rows[0]))
+    return DONE
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from precisionlm.precision.explain import as_text, explain, plot
+    from precisionlm.precision.recipe import parse_recipe
+
+    recipe = parse_recipe(args.recipe)
+    if args.plot and args.plot.suffix not in (".png", ".svg"):
+        raise UserError(f"--plot {args.plot}: the name must end in .png or .svg")
+    print(json.dumps(explain(recipe, args.layers)) if args.json else as_text(recipe, args.layers))
+    if args.plot:
+        plot(recipe, args.plot, args.layers)
+    return DONE
+
+
+def _bench_precision(args: argparse.Namespace) -> int:
+    from precisionlm.bench.precision import print_bench
+
+    print_bench(args.size, args.recipes, args.json, lambda text: print(text, file=sys.stderr, flush=True))
+    return DONE
+
+
+def _bench_fit(args: argparse.Namespace) -> int:
+    from precisionlm.analysis import table
+    from precisionlm.analysis.bench import bench_fit
+
+    print(json.dumps(bench_fit(table.read(args.runs) if args.runs else None), indent=1))
+    return DONE
