@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from precisionlm.precision.binding import Grids, Structure
-from precisionlm.precision.dot_general import dot_general, quantize
+from precisionlm.precision.dot_general import block_hadamard, dot_general, quantize
 from precisionlm.precision.formats import Grid
 from precisionlm.precision.scaling import Scaling, scale_of
 
@@ -30,6 +30,8 @@ class Linear(nn.Module):
         self, x: jax.Array, grids: Grids, key: jax.Array | None = None, magnitude: jax.Array | None = None
     ) -> jax.Array:
         master = self.param("w", self.init, (x.shape[-1], *self.features), jnp.float32)
+        if rotate := max((s.rotate for o, s in self.structure.site(self.site).items() if o in ("a", "w")), default=0):
+            x, master, magnitude = block_hadamard(x, -1, rotate), block_hadamard(master, 0, rotate), None
         w = master.astype(x.dtype)
         site_grids = grids.get(self.site, {})
         if self.is_mutable_collection("audit"):

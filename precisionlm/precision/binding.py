@@ -68,6 +68,11 @@ def bind(
                 )
             scaling = scalings.pop()
             size = axis_sizes.get(site, {}).get(operand)
+            if scaling.rotate and (operand not in ("a", "w") or (size is not None and size % scaling.rotate)):
+                raise UserError(
+                    f"recipe '{recipe}': had{scaling.rotate} does not fit {operand} at '{site}' ({size} values); it "
+                    "rotates activations and weights of linear layers, in blocks that divide them"
+                )
             if scaling.sharing == "group" and size is not None and size % scaling.group:
                 raise UserError(
                     f"recipe '{recipe}': group size {scaling.group} does not divide the {size} values of "
@@ -81,7 +86,7 @@ def bind(
 
 
 def _stack(cells: tuple[Quantization | None, ...], scalar: bool) -> Grid:
-    each = [(q.format if q else BF16).grid(edge=bool(q and q.scaling.edge)) for q in cells]
+    each = [(q.format if q else BF16).grid(edge=bool(q and q.scaling.clip == "edge")) for q in cells]
     if scalar:
         return each[0]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *each)

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from aqt.jax.v2 import aqt_dot_general, aqt_tensor, config, utils
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
@@ -66,6 +67,20 @@ def _straight_through_bwd(axis, scaling, tag, residual, dy):
 
 
 _straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)
+
+
+def block_hadamard(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """x times an orthonormal Hadamard matrix in blocks of `size` (a power of two) along an axis; its own inverse.
+
+    Rotating both operands of a product along the contracted axis leaves the product as it is and spreads outliers.
+    """
+    axis %= x.ndim
+    blocks = x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    rotated = jnp.tensordot(blocks, jnp.asarray(matrix * size**-0.5, x.dtype), axes=(axis + 1, 0))
+    return jnp.moveaxis(rotated, -1, axis + 1).reshape(x.shape)
 
 
 def fake_quantize(

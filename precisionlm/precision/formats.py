@@ -11,8 +11,8 @@ the step, and float32 addition rounds half to even. No exponent leaves the float
 
 import math
 import re
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -22,14 +22,18 @@ import numpy as np
 from precisionlm.errors import UserError, nearest
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["on", "low", "high", "fine", "qmax", "bound"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["on", "low", "high", "fine", "qmax", "bound", "reach"],
+    meta_fields=[],
+)
 @dataclass(frozen=True)
 class Grid:
     """A format as seen by a compiled program: float32 scalars, or arrays with a leading layer axis.
 
     on: 1 rounds, 0 passes values through. low, high: powers of two at the smallest normal and at the largest value.
     fine: 2^-m, the step at 1 for m mantissa bits. qmax: largest value. bound: the value that the largest magnitude of
-    a scale's group maps to.
+    a scale's group maps to. reach: where clipping a standard normal variable costs least, in standard deviations.
     """
 
     on: Any
@@ -38,6 +42,7 @@ class Grid:
     fine: Any
     qmax: Any
     bound: Any
+    reach: Any
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,21 @@ class Format:
         """The grid's scalars (numpy float32). `edge`: the largest magnitude maps to the outer edge of the last bucket
         (AQT's default for integers) instead of to the largest value (the three papers)."""
         if self.kind == "none":
-            return _grid(0, 1, 1, 1, 1, 1)
+            return _grid(0, 1, 1, 1, 1, 1, 1)
         if self.kind == "int":
             largest = (self.levels - 1) // 2
-            return _grid(1, 1, 1, 1, largest, largest + 0.5 if edge else largest)
+            return _grid(1, 1, 1, 1, largest, largest + 0.5 if edge else largest, self.reach())
         emin, emax = self._exponent_range()
-        mantissa_top = 2 - 2.0**-self.mantissa * (2 if self.special == "nan" else 1)
-        qmax = 2.0**emax * mantissa_top
+        qmax = self._largest()
         half_step = 2.0 ** (emax - self.mantissa) / 2
-        return _grid(1, 2.0**emin, 2.0**emax, 2.0**-self.mantissa, qmax, qmax + half_step if edge else qmax)
+        return _grid(
+            1, 2.0**emin, 2.0**emax, 2.0**-self.mantissa, qmax, qmax + half_step if edge else qmax, self.reach()
+        )
+
+    def _largest(self) -> float:
+        """The largest value of a float."""
+        _, emax = self._exponent_range()
+        return 2.0**emax * (2 - 2.0**-self.mantissa * (2 if self.special == "nan" else 1))
 
     def _exponent_range(self) -> tuple[int, int]:
         """Exponents of the smallest normal and of the largest value, with the IEEE bias 2^(X-1) - 1."""
@@ -77,6 +88,11 @@ class Format:
             return -100, 63
         bias = 2 ** (self.exponent - 1) - 1
         return 1 - bias, 2**self.exponent - 1 - bias - (1 if self.special == "inf" else 0)
+
+    def reach(self) -> float:
+        """The largest value's place, in standard deviations, that makes the mean squared error of rounding a normal
+        variable to this grid least (QuEST, arXiv:2502.05003, §3)."""
+        return _reach(replace(self, name=""))
 
     def values(self) -> np.ndarray:
         """All values of the grid, ascending, float64. Raises ValueError for grids of more than 2^13 values."""
@@ -89,12 +105,28 @@ class Format:
         steps = 2**self.mantissa
         positive = [2.0**emin * k / steps for k in range(steps)]
         positive += [2.0**e * (1 + k / steps) for e in range(emin, emax + 1) for k in range(steps)]
-        positive = [v for v in positive if v <= float(self.grid().qmax)]
+        positive = [v for v in positive if v <= self._largest()]
         return np.array(sorted({-v for v in positive} | set(positive)))
 
 
 def _grid(*scalars: float) -> Grid:
     return Grid(*(np.float32(s) for s in scalars))
+
+
+@cache
+def _reach(fmt: Format) -> float:
+    if fmt.bits > 10:  # finer than the tails are rare: clip nothing that a tensor is likely to hold
+        return 6.0
+    positive = fmt.values()[len(fmt.values()) // 2 :] / fmt.values()[-1]
+    edges = (positive[1:] + positive[:-1]) / 2
+    x = np.linspace(0, 8, 20001)
+    density = np.exp(-(x**2) / 2)
+
+    def error(reach: float) -> float:
+        return float(np.sum(density * (x - reach * positive[np.searchsorted(edges, x / reach)]) ** 2))
+
+    candidates = np.geomspace(0.5, 6.5, 200)
+    return float(candidates[int(np.argmin([error(c) for c in candidates]))])
 
 
 BF16 = Format("bf16", "none", 16, 8, 7)

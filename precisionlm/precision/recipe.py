@@ -6,7 +6,7 @@ sites     = site { "|" site }                    qkv out gate_up down attention 
 body      = entry { "," entry } { "-" modifier }
 entry     = { OPERAND bits } | OPERANDS "=" format { "/" modifier } | format
 OPERAND   = W A KV Q K V S G P1…P6               S: attention probabilities; G: output gradients; P: Sun et al. 2025
-modifier  = g<N> tensor channel token e8m0 sbf16 se4m3 edge sr
+modifier  = g<N> tensor channel token e8m0 sbf16 se4m3 edge mse sr had<N>
 
 W4A8KV8 · W4A4-g128 · W8A8@down:A8 · W=e4m3,A=e4m3,P246=e2m1 · mxfp4 · W4A4@first:bf16 · W4,A=int8/tensor
 """
@@ -45,7 +45,21 @@ _PRESETS = {
     "mxint8": ("int8", Scaling("group", 32, "e8m0")),
     "nvfp4": ("e2m1", Scaling("group", 16, "e4m3")),
 }
-_MODIFIERS = ["g32", "g64", "g128", "tensor", "channel", "token", "e8m0", "sbf16", "se4m3", "edge", "sr"]
+_MODIFIERS = [
+    "g32",
+    "g64",
+    "g128",
+    "tensor",
+    "channel",
+    "token",
+    "e8m0",
+    "sbf16",
+    "se4m3",
+    "edge",
+    "mse",
+    "sr",
+    "had64",
+]
 _COMPACT = re.compile(r"(KV|W|A|Q|K|V|S|G)(\d+(?:\.\d+)?)")
 
 
@@ -229,8 +243,10 @@ def _modified(quantization: Quantization, modifiers: list[str], text: str) -> Qu
             scaling = replace(scaling, sharing="channel" if word == "token" else word, group=0)
         elif word in ("e8m0", "sbf16", "se4m3"):
             scaling = replace(scaling, scale_type=word.removeprefix("s"))
-        elif word == "edge":
-            scaling = replace(scaling, edge=True)
+        elif word in ("edge", "mse"):
+            scaling = replace(scaling, clip=word)
+        elif match := re.fullmatch(r"had(\d+)", word):
+            scaling = replace(scaling, rotate=_block(int(match[1]), text))
         elif word == "sr":
             scaling = replace(scaling, stochastic=True)
         else:
@@ -245,7 +261,14 @@ def _modifier_words(quantization: Quantization) -> list[str]:
         words.append(f"g{scaling.group}" if scaling.sharing == "group" else scaling.sharing)
     if scaling.scale_type != preset.scale_type:
         words.append(scaling.scale_type if scaling.scale_type == "e8m0" else f"s{scaling.scale_type}")
-    return words + ["edge"] * scaling.edge + ["sr"] * scaling.stochastic
+    words += [scaling.clip] * (scaling.clip != "absmax") + ["sr"] * scaling.stochastic
+    return words + [f"had{scaling.rotate}"] * (scaling.rotate > 0)
+
+
+def _block(size: int, text: str) -> int:
+    if size < 2 or size & (size - 1):
+        raise UserError(f"recipe '{text}': 'had{size}': a Hadamard block is a power of two, such as had64")
+    return size
 
 
 def _print_rule(rule: Rule) -> str:

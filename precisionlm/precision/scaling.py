@@ -15,6 +15,7 @@ from precisionlm.precision.formats import Grid, power_of_two_below
 
 SCALE_TAG = "scale"
 SHARINGS = ("tensor", "channel", "group")
+CLIPPINGS = ("absmax", "edge", "mse")
 SCALE_TYPES = ("f32", "bf16", "e8m0", "e4m3")
 
 
@@ -25,15 +26,18 @@ class Scaling:
     sharing: tensor (one scale), channel (all values along the axis: a weight's output channel, an activation's token),
     group (`group` consecutive values along the axis). scale_type: f32; bf16; e8m0 (powers of two by the OCP MX 1.0
     floor rule); e4m3 (block scales in E4M3 under one float32 scale a tensor, as NVFP4).
-    edge: largest magnitude to the outer edge of the last bucket rather than to the largest value.
-    stochastic: stochastic rounding.
+    clip: absmax (the largest magnitude maps to the largest value), edge (to the outer edge of the last bucket, AQT's
+    default) or mse (the scale is a multiple of the root mean square, the best one for a normal variable: QuEST).
+    stochastic: stochastic rounding. rotate: size of the block-Hadamard transform of a linear layer's input and weights
+    before they are quantized (QuEST, Quartet); 0 for none.
     """
 
     sharing: str = "channel"
     group: int = 0
     scale_type: str = "f32"
-    edge: bool = False
+    clip: str = "absmax"
     stochastic: bool = False
+    rotate: int = 0
 
 
 def scale_of(
@@ -46,16 +50,21 @@ def scale_of(
     The scales themselves, one a sharer, are named SCALE_TAG: small, and worth saving for the backward pass, where
     computing them again would be a pass over x.
     """
-    if scaling.sharing == "tensor":
-        return checkpoint_name(_from_magnitude(jnp.max(jnp.abs(x), keepdims=True), scaling, grid), SCALE_TAG)
-    if scaling.sharing == "channel":
-        amax = jnp.max(jnp.abs(x), axis=axis, keepdims=True) if magnitude is None else magnitude
-        return checkpoint_name(_from_magnitude(amax, scaling, grid), SCALE_TAG)
-    axis = (axis if isinstance(axis, int) else axis[-1]) % x.ndim
-    groups = x.reshape(*x.shape[:axis], -1, scaling.group, *x.shape[axis + 1 :])
-    amax = jnp.max(jnp.abs(groups), axis=axis + 1, keepdims=True)
-    scale = checkpoint_name(_from_magnitude(amax, scaling, grid), SCALE_TAG)
-    return jnp.broadcast_to(scale, groups.shape).reshape(x.shape)
+    if scaling.sharing == "group":
+        axis = (axis if isinstance(axis, int) else axis[-1]) % x.ndim
+        groups = x.reshape(*x.shape[:axis], -1, scaling.group, *x.shape[axis + 1 :])
+        scale = checkpoint_name(_from_magnitude(_magnitude(groups, axis + 1, scaling, grid), scaling, grid), SCALE_TAG)
+        return jnp.broadcast_to(scale, groups.shape).reshape(x.shape)
+    if magnitude is None or scaling.sharing == "tensor" or scaling.clip == "mse":
+        magnitude = _magnitude(x, None if scaling.sharing == "tensor" else axis, scaling, grid)
+    return checkpoint_name(_from_magnitude(magnitude, scaling, grid), SCALE_TAG)
+
+
+def _magnitude(x: jax.Array, axis: int | tuple[int, ...] | None, scaling: Scaling, grid: Grid) -> jax.Array:
+    """What maps to the grid's bound: the largest magnitude, or the clipping point that suits a normal variable."""
+    if scaling.clip == "mse":
+        return jnp.sqrt(jnp.mean(x**2, axis=axis, keepdims=True)) * grid.reach
+    return jnp.max(jnp.abs(x), axis=axis, keepdims=True)
 
 
 def _from_magnitude(amax: jax.Array, scaling: Scaling, grid: Grid) -> jax.Array:

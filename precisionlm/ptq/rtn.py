@@ -11,7 +11,7 @@ from precisionlm.precision.recipe import Quantization
 
 def round_to_nearest(params: Any, quantization: Quantization) -> Any:
     """Parameters with every block's linear weights w [L, in, …] rounded under scales along `in`; the rest untouched."""
-    grid = quantization.format.grid(edge=quantization.scaling.edge)
+    grid = quantization.format.grid(edge=quantization.scaling.clip == "edge")
 
     def one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         if path[-1].key != "w":

@@ -25,6 +25,7 @@ CAUSAL = [
     "KV=int3/g8,S=int4/g8,W=int4/tensor",
     "W4A4@head:W8A8@embed:W8",
     "G=int4/sr,W4A4",
+    "W4A4-mse-had16",
 ]
 
 

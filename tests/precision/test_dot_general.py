@@ -1,5 +1,7 @@
 """The quantized dot-general against AQT's own integers, a numpy reference and the straight-through estimator."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -8,7 +10,7 @@ import pytest
 from aqt.jax.v2 import config as aqt_config
 
 from precisionlm.precision.binding import bind
-from precisionlm.precision.dot_general import dot_general, fake_quantize, quantize
+from precisionlm.precision.dot_general import block_hadamard, dot_general, fake_quantize, quantize
 from precisionlm.precision.formats import parse_format
 from precisionlm.precision.recipe import parse_recipe
 from precisionlm.precision.scaling import Scaling
@@ -182,3 +184,29 @@ def test_scales_are_invariant_to_powers_of_two():
 def test_unquantized_sites_are_plain_dots():
     structure, _ = bind(parse_recipe("W4A4@down:bf16"), 1, {})
     assert dot_general(structure, "down", {}) is jax.lax.dot_general
+
+
+@pytest.mark.parametrize("fmt", ["int2", "int4", "e2m1", "e3m0"])
+def test_mse_clipping_is_the_best_for_normal_values(fmt):
+    grid = parse_format(fmt).grid()
+    x = jax.random.normal(jax.random.key(5), (4, 20_000)) * 3
+
+    def error(reach):
+        q = quantize(x, 1, Scaling(clip="mse"), dataclasses.replace(grid, reach=np.float32(reach)))
+        return float(jnp.mean((q - x) ** 2))
+
+    best = error(grid.reach)
+    # Coarse floats have several optima nearly as good, and the sample is finite: hence the 1 %.
+    assert all(best < 1.01 * error(grid.reach * factor) for factor in (0.85, 0.93, 1.08, 1.18))
+    assert best < float(jnp.mean((quantize(x, 1, Scaling(), grid) - x) ** 2))
+
+
+def test_hadamard_blocks_are_orthonormal_and_leave_products_alone():
+    rotated_x, rotated_w = block_hadamard(jnp.asarray(X), 1, 64), block_hadamard(jnp.asarray(W), 0, 64)
+    np.testing.assert_allclose(rotated_x @ rotated_w, X @ W, atol=2e-4)
+    np.testing.assert_allclose(block_hadamard(rotated_w, 0, 64), W, atol=1e-5)
+    from scipy.linalg import hadamard
+
+    np.testing.assert_allclose(rotated_x[:, :64], X[:, :64] @ hadamard(64) / 8, atol=1e-5)
+    spike = jnp.zeros((1, 64)).at[0, 3].set(8.0)
+    np.testing.assert_allclose(np.abs(block_hadamard(spike, 1, 64)), 1.0, atol=1e-6)

@@ -24,6 +24,7 @@ SPELLINGS = {
     "W4A4@head:W8A8@embed:W8": "W4A4@head:W8A8@embed:W8",
     "W4A4@down[0,-1]:A8": "W4A4@down[0,-1]:A8",
     "W=mxfp4,A=mxfp8,G=mxfp4/sr": "W=mxfp4,A=mxfp8,G=mxfp4/sr",
+    "W4A4-mse-had64": "W4A4-mse-had64",
 }
 
 
@@ -35,7 +36,7 @@ def test_spellings_print_canonically_and_read_back(text, canonical):
 
 
 formats = st.sampled_from(["int2", "int8", "e4m3", "e2m1", "levels5", "mxfp4", "nvfp4", "bf16"])
-modifiers = st.lists(st.sampled_from(["g32", "tensor", "e8m0", "edge", "sr"]), max_size=2, unique=True)
+modifiers = st.lists(st.sampled_from(["g32", "tensor", "e8m0", "edge", "mse", "sr", "had16"]), max_size=2, unique=True)
 entries = st.dictionaries(
     st.sampled_from(["W", "A", "KV", "Q", "S", "P3", "P4", "P5", "P6"]),
     st.tuples(formats, modifiers),
@@ -67,6 +68,7 @@ def test_random_recipes_round_trip(entries, common, override):
         ("W4W8", "given twice"),
         ("P7=int4", "no operand 'P7'"),
         ("W4A4@A8", "site:"),
+        ("W4A4-had48", "a power of two"),
         ("W4A4@head[0]:A8", "has no layers"),
         ("W4A4@down[x]:A8", "is no place"),
     ],
@@ -107,6 +109,8 @@ def test_layers_are_switched_by_the_grid():
 def test_what_does_not_fit_a_model_is_an_error():
     with pytest.raises(UserError, match="group size 48 does not divide the 64 values of a at 'qkv'"):
         bind(parse_recipe("W4A4-g48"), 2, {"qkv": {"a": 64, "w": 64}})
+    with pytest.raises(UserError, match="had64 does not fit a at 'qkv'"):
+        bind(parse_recipe("W4A4-had64"), 2, {"qkv": {"a": 96, "w": 96}})
     with pytest.raises(UserError, match="must share one scale structure"):
         bind(parse_recipe("W4A4@first:W=int4/g32"), 2, {})
     with pytest.raises(UserError, match="layer 5 of a model with 2 layers"):
