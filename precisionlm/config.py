@@ -81,7 +81,7 @@ class PrecisionConfig(Section):
 
     recipe: str = Field("bf16", description="see precisionlm.precision.recipe")
     backward: Literal["quantized", "unquantized"] = "quantized"
-    execution: Literal["simulated"] = "simulated"
+    execution: Literal["simulated", "native"] = Field("simulated", description="native: int8 products")
 
     @field_validator("recipe")
     @classmethod

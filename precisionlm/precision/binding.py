@@ -68,6 +68,8 @@ def bind(
                 )
             scaling = scalings.pop()
             size = axis_sizes.get(site, {}).get(operand)
+            if execution == "native" and site not in ("attention", "embed"):
+                _check_native(recipe, site, operand, cells, operands)
             if scaling.rotate and (operand not in ("a", "w") or (size is not None and size % scaling.rotate)):
                 raise UserError(
                     f"recipe '{recipe}': had{scaling.rotate} does not fit {operand} at '{site}' ({size} values); it "
@@ -83,6 +85,24 @@ def bind(
         if bound:
             sites.append((site, tuple(bound)))
     return Structure(tuple(sites), backward, execution), grids
+
+
+def _check_native(
+    recipe: Recipe,
+    site: str,
+    operand: str,
+    cells: tuple[Quantization | None, ...],
+    operands: dict[str, tuple[Quantization | None, ...]],
+) -> None:
+    """Raises UserError for what has no native product: it runs int8 x int8 with one scale a channel or tensor."""
+    where = f"recipe '{recipe}': no native execution for {operand} at '{site}'"
+    for cell in cells:
+        if cell is None:
+            raise UserError(f"{where}: some layers are bf16, and all layers share one program; use simulated")
+        if cell.format.kind != "int" or cell.format.bits > 8 or cell.scaling.sharing == "group":
+            raise UserError(f"{where}: {cell}; native products take int2 to int8 per channel or tensor; use simulated")
+    if operand in ("a", "w") and any(cell is None for cell in operands["w" if operand == "a" else "a"]):
+        raise UserError(f"{where}: both weights and activations must be integers there; use simulated")
 
 
 def _stack(cells: tuple[Quantization | None, ...], scalar: bool) -> Grid:

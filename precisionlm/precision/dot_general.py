@@ -4,6 +4,10 @@ AQT's DotGeneral carries the three products of a linear layer (forward, input gr
 gradient. Its quantizer is ours (`GridQuantizer`): values go through traced grids in float32 and come back dequantized
 in the compute dtype before each product, so every format of one scale structure runs in one executable.
 
+Execution `native` runs the forward product of linear layers in int8 x int8 → int32 with the scales applied to the
+output; its gradient products take the same codes back in the compute dtype. It differs from `simulated` by the rounding
+of output and scales to the compute dtype.
+
 Straight-through estimator: gradients pass the rounding unchanged, and the gradient products use the forward pass's
 quantized operands (`Structure.backward`). An operand of a gradient product with a quantization of its own (Sun et al.
 2025: P3…P6) is quantized from its unquantized value along the axis that this product contracts.
@@ -47,10 +51,15 @@ def quantize(
     y = x.astype(jnp.float32)
     if x.dtype == jnp.bfloat16:
         y = lax.reduce_precision(y, exponent_bits=8, mantissa_bits=7)
+    q, scale = _codes(y, axis, scaling, grid, key, magnitude)
+    return jnp.where(grid.on > 0, q * scale, y).astype(x.dtype)
+
+
+def _codes(y, axis, scaling, grid, key, magnitude):
+    """(values of the grid, scales), float32."""
     scale = scale_of(y, axis, scaling, grid, magnitude)
-    noise = jax.random.uniform(key, x.shape) if scaling.stochastic and key is not None else None
-    q = round_to_grid(y * (1.0 / scale), grid, noise) * scale
-    return jnp.where(grid.on > 0, q, y).astype(x.dtype)
+    noise = jax.random.uniform(key, y.shape) if scaling.stochastic and key is not None else None
+    return round_to_grid(y * (1.0 / scale), grid, noise), scale
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -94,7 +103,7 @@ def fake_quantize(
 class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
     """AQT's quantizer of one product's two operands. lhs, rhs: (tag, scaling) or None for an unquantized operand.
     rhs_master: rhs in float32, to quantize from, where rhs is a copy of it in a shorter dtype. lhs_magnitude: max|lhs|
-    along its contracted axis, where known."""
+    along its contracted axis, where known. native: hand on int8 codes and scales instead of dequantized values."""
 
     lhs: Any = utils.static_field(default=None)
     rhs: Any = utils.static_field(default=None)
@@ -102,6 +111,7 @@ class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
     rhs_grid: Any = utils.dynamic_field(default=None)
     rhs_master: Any = utils.dynamic_field(default=None)
     lhs_magnitude: Any = utils.dynamic_field(default=None)
+    native: bool = utils.static_field(default=False)
     key: Any = utils.dynamic_field(default=None)
 
     def init_calibration(self):
@@ -110,6 +120,11 @@ class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
     def calibrate(self, lhs, rhs, dimension_numbers, lhs_mode, rhs_mode):
         (lhs_axes, rhs_axes), _ = dimension_numbers
         keys = jax.random.split(self.key) if self.key is not None else (None, None)
+        if self.native:
+            return (
+                (lhs, _int8_tensor(lhs, lhs_axes, self.lhs, self.lhs_grid, keys[0], magnitude=self.lhs_magnitude)),
+                (rhs, _int8_tensor(rhs, rhs_axes, self.rhs, self.rhs_grid, keys[1], master=self.rhs_master)),
+            )
         return (
             (lhs, _quantized_tensor(lhs, lhs_axes, self.lhs, self.lhs_grid, keys[0], magnitude=self.lhs_magnitude)),
             (rhs, _quantized_tensor(rhs, rhs_axes, self.rhs, self.rhs_grid, keys[1], master=self.rhs_master)),
@@ -139,6 +154,15 @@ def _quantized_tensor(x, axes, operand, grid, key, master=None, magnitude=None):
         value = checkpoint_name(quantized.astype(x.dtype), TAG + tag)
     ones = jnp.ones((1,) * x.ndim, x.dtype)
     return aqt_tensor.QTensor(qvalue=value, scale=[ones], scale_t=None, bias=[], dequant_dtype=x.dtype)
+
+
+def _int8_tensor(x, axes, operand, grid, key, master=None, magnitude=None):
+    """x as AQT's QTensor of int8 codes under its scale: the product runs in int8 and AQT scales the output."""
+    tag, scaling = operand
+    y = (x if master is None else master).astype(jnp.float32)
+    codes, scale = _codes(y, tuple(axes), scaling, grid, key, magnitude)
+    value = checkpoint_name(codes.astype(jnp.int8), TAG + tag)
+    return aqt_tensor.QTensor(qvalue=value, scale=[scale], scale_t=None, bias=[], dequant_dtype=x.dtype)
 
 
 def _product(lhs, rhs, dimension_numbers, preferred_element_type=None, precision=None):
@@ -183,9 +207,14 @@ def dot_general(
     aqt.fwd.dg_quantizer = quantizer("a", "w", 0)
     aqt.dlhs.dg_quantizer = quantizer("dgrad_dy", "dgrad_w", 1)
     aqt.drhs.dg_quantizer = quantizer("wgrad_dy", "wgrad_x", 2)
+    native = structure.execution == "native" and site != "attention"
     for raw in (aqt.fwd, aqt.dlhs, aqt.drhs):
         raw.lhs.dequant_mode = raw.rhs.dequant_mode = config.DequantMode.THIS_INPUT
         raw.dot_general = _product
+    if native:
+        aqt.fwd.dg_quantizer.native = True
+        aqt.fwd.lhs.dequant_mode = aqt.fwd.rhs.dequant_mode = config.DequantMode.OUTPUT
+        aqt.fwd.dg_accumulator_dtype = jnp.int32
     reuse = structure.backward == "quantized"
     aqt.dlhs.rhs.use_fwd_quant = reuse and "w" in operands and "dgrad_w" not in operands
     aqt.drhs.rhs.use_fwd_quant = reuse and "a" in operands and "wgrad_x" not in operands

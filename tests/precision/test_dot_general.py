@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from aqt.jax.v2 import config as aqt_config
 
+from precisionlm.errors import UserError
 from precisionlm.precision.binding import bind
 from precisionlm.precision.dot_general import block_hadamard, dot_general, fake_quantize, quantize
 from precisionlm.precision.formats import parse_format
@@ -210,3 +211,45 @@ def test_hadamard_blocks_are_orthonormal_and_leave_products_alone():
     np.testing.assert_allclose(rotated_x[:, :64], X[:, :64] @ hadamard(64) / 8, atol=1e-5)
     spike = jnp.zeros((1, 64)).at[0, 3].set(8.0)
     np.testing.assert_allclose(np.abs(block_hadamard(spike, 1, 64)), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recipe", ["W8A8", "W4A8", "W2A3", "W8,A=int8/tensor"])
+def test_native_int8_agrees_with_simulated_to_output_rounding(recipe, dtype):
+    simulated, grids = bind(parse_recipe(recipe), 1, {})
+    native, _ = bind(parse_recipe(recipe), 1, {}, execution="native")
+    layer = jax.tree.map(lambda leaf: leaf[0], grids["qkv"])
+    x, w = jnp.asarray(X, dtype), jnp.asarray(W, dtype)
+    outputs = []
+    for structure in (simulated, native):
+        fn = lambda x, w, s=structure: dot_general(s, "qkv", layer)(x, w, DN)  # noqa: E731
+        y, pull_back = jax.jit(lambda x, w, fn=fn: (fn(x, w), jax.vjp(fn, x, w)[1](jnp.ones((64, 32), dtype))))(x, w)
+        outputs.append((y, *pull_back))
+    # float32: the order of additions. bfloat16: operands (simulated) or accumulator and scales (native) are rounded to
+    # 8 digits, over 256 terms of random sign.
+    bound = 1e-5 if dtype == "float32" else 4 * 2.0**-8
+    for a, b in zip(*outputs, strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.abs(a - b).max() <= bound * np.abs(a).max()
+
+
+def test_native_products_are_int8():
+    native, grids = bind(parse_recipe("W4A8"), 1, {}, execution="native")
+    layer = jax.tree.map(lambda leaf: leaf[0], grids["qkv"])
+    text = jax.jit(lambda x, w: dot_general(native, "qkv", layer)(x, w, DN)).lower(X, W).as_text()
+    assert "(tensor<64x256xi8>, tensor<256x32xi8>) -> tensor<64x32xi32>" in text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("W=e4m3,A=e4m3", "native products take int2 to int8"),
+        ("W8A8-g32", "native products take int2 to int8"),
+        ("W12A8", "native products take int2 to int8"),
+        ("W8", "both weights and activations"),
+        ("W8A8@first:bf16", "some layers are bf16"),
+    ],
+)
+def test_what_has_no_native_product_is_an_error(recipe, message):
+    with pytest.raises(UserError, match=message):
+        bind(parse_recipe(recipe), 2, {}, execution="native")
