@@ -21,7 +21,7 @@ SIZES = (
     {"layers": 2, "width": 48, "heads": 3, "mlp_width": 128},
     {"layers": 3, "width": 96, "heads": 3, "mlp_width": 256},
 )
-TOKENS = (150_000, 600_000)
+TOKENS = (120_000, 480_000)
 RECIPES = ("bf16", "W4A8", "W3A8")
 PTQ_BITS = (3, 4, 6)
 
