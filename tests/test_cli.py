@@ -52,7 +52,7 @@ def test_the_whole_pipeline(tmp_path):
     sweep = tmp_path / "sweep.yaml"
     grid = {
         "size": [{"model.width": 32}, {"model.width": 64, "model.mlp_width": 128}],
-        "tokens": [10_000, 20_000],
+        "tokens": [10_500, 20_000],
         "precision.recipe": ["bf16", "W3A8"],
     }
     sweep.write_text(yaml.safe_dump({"experiment": tree, "grid": grid}))
