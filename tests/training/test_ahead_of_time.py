@@ -185,6 +185,17 @@ def test_a_train_step_compiles_for_four_v5e_chips():
 
 
 @needs_libtpu
+def test_native_int8_multiplies_and_gathers_int8():
+    native = experiment(mesh=MeshConfig(fsdp=4))
+    native = native.model_copy(update={"precision": native.precision.model_copy(update={"execution": "native"})})
+    report = compile_for(native, "v5e:2x2", timeout_seconds=300)
+    # Four sites of two layers, and again where the backward pass needs a product that was not saved.
+    forward = [product for product in report.products if product.types.startswith("s8 x s8")]
+    assert sum(product.count for product in forward) >= 8
+    assert any((c.kind, c.dtype) == ("all-gather", "s8") for c in report.collectives)
+
+
+@needs_libtpu
 def test_bad_input_is_one_line_each():
     with pytest.raises(UserError, match="topology 'v5e:3x77': libtpu knows none of this name, such as v5e:2x2"):
         compile_for(experiment(), "v5e:3x77", timeout_seconds=120)
