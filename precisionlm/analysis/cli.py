@@ -6,14 +6,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from precisionlm.analysis import figures, figures_chen, figures_kumar, figures_sun, laws
+from precisionlm.analysis import (
+    figures,
+    figures_chen,
+    figures_forms,
+    figures_kumar,
+    figures_sun,
+    figures_table,
+    laws,
+)
 from precisionlm.analysis import report as reports
 from precisionlm.analysis import table as tables
 from precisionlm.analysis.analyze import Analysis, analyze
 from precisionlm.analysis.cli_plan import add_plan_arguments, describe, plan
-from precisionlm.analysis.compare import as_table, compare
+from precisionlm.analysis.compare import as_table, compare, own_columns
+from precisionlm.analysis.decisions import decisions
 from precisionlm.analysis.laws.base import Law
 from precisionlm.analysis.objective import parse_objective
 from precisionlm.errors import UserError
@@ -77,7 +87,8 @@ def _add_fit(subparsers: Any) -> None:
 def _add_report(subparsers: Any) -> None:
     parser = _verb(
         subparsers, "report",
-        "Write one self-contained HTML page about a runs table: constants with intervals, figures, warnings. Figures "
+        "Write one self-contained HTML page about a runs table: constants with intervals, figures, warnings, "
+        "decisions and, for several laws, their comparison on held-out runs. Figures "
         "are also written beside it as SVG and PNG.",
         "precisionlm report --runs runs.parquet --law kumar -o report.html",
     )  # fmt: skip
@@ -139,10 +150,14 @@ def _add_plan(subparsers: Any) -> None:
     parser.set_defaults(run=run_plan)
 
 
-def fit_from(arguments: argparse.Namespace, frame: Any, law: str, resamples: int | None = None) -> Analysis:
-    """The fit that a verb's arguments ask for."""
+def fit_from(
+    arguments: argparse.Namespace, frame: Any, law: str, resamples: int | None = None,
+    columns: dict[str, str] | None = None,
+) -> Analysis:  # fmt: skip
+    """The fit that a verb's arguments ask for; `columns` in place of --columns."""
+    renamed = tables.parse_columns(arguments.columns) if columns is None else columns
     return analyze(
-        frame, law, tables.parse_columns(arguments.columns), arguments.where, parse_objective(arguments.objective),
+        frame, law, renamed, arguments.where, parse_objective(arguments.objective),
         arguments.starts, arguments.bootstrap if resamples is None else resamples, arguments.over,
         fixed=parse_values(getattr(arguments, "fix", None)), staged=getattr(arguments, "staged", False),
         weighted=arguments.weights,
@@ -231,14 +246,29 @@ def print_fit(analysis: Analysis) -> None:
 def run_report(arguments: argparse.Namespace) -> int:
     """`precisionlm report`."""
     frame = tables.read(arguments.runs)
-    fits = [fit_from(arguments, frame, law.strip()) for law in arguments.law.split(",")]
-    summary = reports.write_report(frame, fits, Path(arguments.out), arguments.title)
+    names = list(dict.fromkeys(law.strip() for law in arguments.law.split(",") if law.strip()))
+    renamed = tables.parse_columns(arguments.columns)
+    for symbol in renamed:
+        if not any(own_columns(law, {symbol: ""}) for law in names):
+            raise UserError(f"--columns: none of the laws {', '.join(names)} has a symbol '{symbol}'")
+    fits = [fit_from(arguments, frame, law, columns=own_columns(law, renamed)) for law in names]
+    comparison = None
+    if len(fits) > 1 and len({fit.law.is_gap for fit in fits}) == 1:  # a loss and a gap are different columns
+        objective = parse_objective(arguments.objective)
+        comparison = as_table(compare(frame, names, renamed, arguments.where, objective, min(arguments.starts, 200)))
+    advice = [line for fit in fits for line in decisions(fit)]
+    summary = reports.write_report(frame, fits, Path(arguments.out), arguments.title, comparison, advice)
     if arguments.json:
         dump(
-            {"report": str(summary.path), "figures": [str(p) for p in summary.figures], "findings": list(summary.lines)}
+            {
+                "report": str(summary.path),
+                "figures": [str(p) for p in summary.figures],
+                "findings": list(summary.lines),
+                "decisions": advice,
+            }
         )
     else:
-        print("\n".join([*summary.lines, f"report: {summary.path}"]))
+        print("\n".join([*summary.lines, *advice, f"report: {summary.path}"]))
     return 0
 
 
@@ -295,8 +325,12 @@ def run_figures(arguments: argparse.Namespace) -> int:
         if not drawn:
             raise UserError(f"law {law.name} has no figures without runs; give --runs FILE")
     else:
-        analysis = fit_from(arguments, tables.read(arguments.runs), arguments.law)
+        frame = tables.read(arguments.runs)
+        analysis = fit_from(arguments, frame, arguments.law)
         drawn = figures.of_fit(analysis) | paper_figures(analysis.law, analysis.result.params)
+        drawn |= figures_table.draw(frame) | observed_map(analysis)
+        if arguments.law == "sun":
+            drawn |= figures_forms.draw(frame)
     paths = figures.write_all(drawn, Path(arguments.out))
     if arguments.json:
         dump({"law": arguments.law, "figures": [str(p) for p in paths]})
@@ -311,3 +345,16 @@ def paper_figures(law: Law, params: dict[str, float]) -> dict[str, Figure]:
         return figures_kumar.draw(law, params)
     painters = {"sun": figures_sun.draw, "chen": figures_chen.draw, "chen_gap": figures_chen.draw}
     return painters[law.name](law, params) if law.name in painters else {}
+
+
+def observed_map(analysis: Analysis) -> dict[str, Figure]:
+    """Kumar's map of added loss over P_w x P_post beside the observed one, where the rows have two of each."""
+    columns = analysis.result.table.columns
+    if not {"P_w", "P_post"} <= set(columns) or analysis.law.is_gap:
+        return {}
+    gap = figures.observed_gaps(analysis)
+    known = np.isfinite(gap)
+    if min((len(np.unique(columns[k][known])) for k in ("P_w", "P_post")), default=0) < 2:
+        return {}
+    rows = (columns["P_w"], columns["P_post"], gap, columns["N"], columns["D"])
+    return {"fig07_21_added_loss_map": figures_kumar.added_loss_map(analysis.law, analysis.result.params, rows)}

@@ -23,6 +23,7 @@ from precisionlm.analysis.optimum import (
 from precisionlm.errors import UserError
 
 HIGH = 1e3  # bits that stand for unquantized training operands where only post-training width matters
+WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 16.0)  # of equal-loss and equal-cost sets
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +73,8 @@ def plan(arguments: argparse.Namespace, fitted: Analysis | None) -> dict[str, An
     out["notes"] += [*best.notes, *_why(law, arguments)]
     if not has_precision(law) and arguments.bits is None:
         out["notes"].append("the law does not read the bits of training: costs are those of 16 bits; see --bits")
+    if has_precision(law) and arguments.bits is None and None in (arguments.size, arguments.tokens):
+        out["iso_cost"] = _iso_cost(law, params, arguments.compute, cost, arguments.size, arguments.tokens, at)
     if samples is not None:
         intervals = optimum_interval(law, samples, arguments.compute, cost, at=at, **kept)
         here = dict(best.columns) | {"N": best.N, "D": best.D}
@@ -96,6 +99,10 @@ def describe(result: Mapping[str, Any]) -> str:
     for entry in result.get("iso_loss", []):
         size = "no size reaches it" if entry["N"] is None else f"N = {entry['N']:.4g}"
         lines.append(f"  P = {entry['P']:<5g} {size}")
+    for entry in result.get("iso_cost", []):
+        bought = "undefined" if entry["N"] is None else (
+            f"N = {entry['N']:.4g}, D = {entry['D']:.4g}, loss {entry['loss']:.5g}")  # fmt: skip
+        lines.append(f"  the same budget at P = {entry['P']:<4g} {bought}")
     for i, run in enumerate(result.get("next", []), 1):
         where = ", ".join(f"{k} = {v:.4g}" for k, v in run["columns"].items())
         lines.append(f"  {i}. {where}: {run['flops']:.2g} FLOPs, standard error then {run['error']:.3g}")
@@ -211,11 +218,26 @@ def _iso_loss(
 ) -> dict[str, Any]:
     if arguments.tokens is None:
         raise UserError("--iso-loss needs --tokens D")
-    widths = np.array([2, 3, 4, 5, 6, 7, 8, 10, 12, 16], float) if has_precision(law) else np.array([16.0])
+    widths = np.array(WIDTHS) if has_precision(law) else np.array([16.0])
     columns = dict(precision_columns(law, params, widths, at)) | {"D": np.full(len(widths), arguments.tokens)}
     sizes = iso_loss_size(law, params, arguments.iso_loss, columns)
     rows = [{"P": float(p), "N": float(n) if np.isfinite(n) else None} for p, n in zip(widths, sizes, strict=True)]
     return {"D": arguments.tokens, "iso_loss": rows}
+
+
+def _iso_cost(
+    law: Law, params: Mapping[str, float], compute: float, cost: Cost, n: float | None, d: float | None,
+    at: Mapping[str, float],
+) -> list[dict[str, float | None]]:  # fmt: skip
+    """What the same budget buys at other widths: the best N, D and the loss; None where the law is undefined."""
+    rows: list[dict[str, float | None]] = []
+    for bits in WIDTHS:
+        try:
+            best = compute_optimal(law, params, compute, cost, n=n, d=d, bits=bits, at=at)
+            rows.append({"P": bits, "N": best.N, "D": best.D, "loss": best.loss})
+        except UserError:
+            rows.append({"P": bits, "N": None, "D": None, "loss": None})
+    return rows
 
 
 def _next(

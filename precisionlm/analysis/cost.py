@@ -58,7 +58,7 @@ def parse_cost(text: str, inference_tokens: float = 0.0) -> Cost:
     missing = [c for c in ("bits", "seconds") if c not in frame.columns]
     if missing:
         raise UserError(f"{text}: a measured cost needs columns bits and seconds; missing {', '.join(missing)}")
-    frame = frame.groupby("bits", as_index=False)["seconds"].mean().sort_values("bits")
+    frame = frame.groupby("bits")["seconds"].mean().reset_index().sort_values("bits")
     at16 = frame.loc[frame["bits"] == 16, "seconds"]
     if not len(at16) or not (frame["seconds"] > 0).all():
         raise UserError(f"{text}: a measured cost needs positive seconds and a row at 16 bits")

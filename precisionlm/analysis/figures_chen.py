@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from precisionlm.analysis.figures import COLOURS, canvas, engineering, legend, log_axis
 from precisionlm.analysis.laws.base import Law
-from precisionlm.analysis.laws.chen import BASE, CHEN_GAP, SETTINGS, effective_multiplier
+from precisionlm.analysis.laws.chen import ADDITIVITY, BASE, CHEN_GAP, SETTINGS, effective_multiplier
 
 SIZES, BUDGETS = (74.3e6, 144.7e6, 297.3e6, 594.5e6), (10e9, 20e9, 50e9, 100e9)
 
@@ -16,6 +16,7 @@ SIZES, BUDGETS = (74.3e6, 144.7e6, 297.3e6, 594.5e6), (10e9, 20e9, 50e9, 100e9)
 def draw(law: Law, params: Mapping[str, float]) -> dict[str, Figure]:
     """All of them by name: trends and contours of `params`, ratios of the published settings."""
     made = {"fig01_error_contours": contours(params), "fig04_trends": trends(params), "fig08_ratio": ratio()}
+    made |= {"fig06_additivity": additivity(), "fig09_right_down_projection": down_projection()}
     if "A" in params:
         made["fig16_effective_parameters"] = effective(params)
     return made
@@ -101,4 +102,40 @@ def effective(params: Mapping[str, float]) -> Figure:
         ax.set(xlabel="parameters N", yscale="log", title=f"$N_{{eff}}/N$, G = {group:g}")
         log_axis(ax)
     axes[0, 0].set_ylabel("training tokens D")
+    return figure
+
+
+def grid_error(setting: str) -> np.ndarray:
+    """(80,) published error of a setting on the paper's 4 N x 4 D x 5 G (one scale a token: G = 1024)."""
+    n, d, g = np.meshgrid(SIZES, BUDGETS, (32.0, 64.0, 128.0, 256.0, 1024.0), indexing="ij")
+    return CHEN_GAP.predict(gap_of(published(setting)), {"N": n.ravel(), "D": d.ravel(), "G": g.ravel()})
+
+
+def additivity() -> Figure:
+    """Figure 6: error of W4A4 against the sum of W4A16's and W16A4's, published laws on the paper's grid."""
+    both, total = grid_error("W4A4"), grid_error("W4A16") + grid_error("W16A4")
+    figure, axes = canvas(1, width=4.2, height=3.4)
+    ax = axes[0, 0]
+    ends = np.array([0.0, float(total.max()) * 1.05])
+    ax.plot(total, both, "o", color=COLOURS[0], ms=4, label="4 sizes x 4 budgets x 5 groups")
+    ax.plot(ends, ADDITIVITY * ends, color=COLOURS[1], label=f"slope {ADDITIVITY}")
+    ax.plot(ends, ends, color="0.5", ls=":", label="slope 1")
+    ax.set(xlabel="error of W4A16 + error of W16A4 (nats/token)", ylabel="error of W4A4 (nats/token)")
+    legend(figure, [ax])
+    return figure
+
+
+def down_projection() -> Figure:
+    """Figure 9, right: error with the down-projection's input at 4 and at 8 bits, 594M parameters, 100B tokens."""
+    figure, axes = canvas(2, width=3.0, sharey=True)
+    for ax, setting in zip(axes[0], ("W4A4", "W16A4"), strict=True):
+        for i, (name, label) in enumerate(((setting, "4 bits"), (setting + ", FC2 input 8-bit", "8 bits"))):
+            groups = np.array([32.0, 64, 128, 256])
+            error = CHEN_GAP.predict(gap_of(published(name)), {"N": 594.5e6, "D": 100e9, "G": groups})
+            bars = ax.bar(np.arange(4) + 0.4 * i - 0.2, error, 0.38, color=COLOURS[i], label=label, hatch=("", "//")[i])
+            ax.bar_label(bars, fmt="%.3f", fontsize=6)
+        ax.set_xticks(range(4), ["32", "64", "128", "256"])
+        ax.set(title=setting, xlabel="elements per scale G")
+    axes[0, 0].set_ylabel("quantization error (nats/token)")
+    legend(figure, axes[0], "input of the down-projection")
     return figure

@@ -4,13 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from precisionlm.analysis.figures import COLOURS, canvas, engineering, legend, log_axis
+from precisionlm.analysis.figures_table import bars
 from precisionlm.analysis.laws.base import INF, Law
 from precisionlm.analysis.optimum import compute_optimal, minimise
 
 SIZES, BUDGETS = (30e6, 60e6, 110e6, 220e6), (1.5e9, 3e9, 6e9, 13e9, 26e9)
+MATCHED = {4: 1.76e9, 6: 1.17e9, 8: 880e6, 16: 440e6, 32: 220e6}  # bits -> N of equal N P, 16B tokens each
+FLOAT_WEIGHTS = {"gamma_w": 2.8111, "n_w": 0.1240}  # appendix N: 140 runs with float weights, base as in Table 2
 HIGH = 1e3
 
 
@@ -27,6 +31,12 @@ def draw(law: Law, params: Mapping[str, float]) -> dict[str, Figure]:
         "fig04_loss_against_bits": loss_against_bits(law, params),
         "fig06_optimal_bits": optimal_bits(law, params),
     }
+    if {"P_w", "P_a", "P_kv"} <= names:
+        made["fig06_left_equal_cost"] = equal_cost(law, params)
+    if "P_w" in names:
+        made["fig16_float_weights"] = float_weights(law, params)
+    if {"P_w", "P_post"} <= names:
+        made["fig07_21_added_loss_map"] = added_loss_map(law, params)
     if "P_post" in names:
         made["fig09_inference_optimum"] = inference_optimum(law, params)
     return made
@@ -151,4 +161,77 @@ def inference_optimum(law: Law, params: Mapping[str, float]) -> Figure:
         log_axis(ax)
         if label != "bits P*":
             ax.set_yscale("log")
+    return figure
+
+
+def equal_cost(law: Law, params: Mapping[str, float]) -> Figure:
+    """Figure 6, left: predicted loss of integer training at equal N P and 16B tokens."""
+    loss = [float(law.predict(params, high(law, N=n, D=16e9, P_w=p, P_a=p, P_kv=p))[0]) for p, n in MATCHED.items()]
+    labels = [f"INT{p}\n{engineering(n)}" for p, n in MATCHED.items()]
+    title = "predicted, equal N P, D = 16B tokens"
+    shown = np.where(np.isfinite(loss), loss, np.nan)
+    return bars(labels, shown, "loss (nats/token)", title, zero=False)
+
+
+def float_weights(law: Law, params: Mapping[str, float]) -> Figure:
+    """Figure 16: loss against weight bits, these constants and the paper's for float weights; published alone."""
+    figure, axes = canvas(3, width=2.8, sharey=True)
+    bits = np.linspace(3, 12, 150)
+    for ax, d in zip(axes[0], (3.2768e9, 13.1072e9, 26.2144e9), strict=True):
+        for i, n in enumerate(SIZES):
+            for constants, style, kind in ((params, "-", "integer"), ({**params, **FLOAT_WEIGHTS}, "--", "float")):
+                loss = law.predict(constants, high(law, N=n, D=d, P_w=bits))
+                label = f"N = {engineering(n)}, {kind}"
+                ax.plot(bits, np.where(np.isfinite(loss), loss, np.nan), style, color=COLOURS[i], label=label)
+        ax.set(xlabel="weight bits $P_w$", title=f"D = {engineering(d)}")
+    axes[0, 0].set_ylabel("loss (nats/token)")
+    legend(figure, axes[0])
+    return figure
+
+
+def added_loss_map(law: Law, params: Mapping[str, float], observed: Any = None) -> Figure:
+    """Figures 7 and 21: loss added by post-training quantization over P_w x P_post, 30M parameters and 26B tokens.
+
+    observed: (P_w, P_post, gap, N, D), arrays of rows, for a second panel at the (N, D) with most of them, where the
+    first panel is then drawn too.
+    """
+    trained, post = np.arange(3.0, 13.0), np.arange(2.0, 9.0)
+    n, d = 30e6, 26e9
+    if observed is not None:
+        rows = np.stack(observed)[:, np.isfinite(observed[2])]
+        cells, counts = np.unique(rows[3:], axis=1, return_counts=True)
+        n, d = cells[:, np.argmax(counts)]
+        rows = rows[:, (rows[3] == n) & (rows[4] == d)]
+        trained, post = np.unique(rows[0]), np.unique(rows[1])
+    p_w, p_post = np.meshgrid(trained, post)
+    at = high(law, N=n, D=d, P_w=p_w.ravel())
+    gap = law.predict(params, at | {"P_post": p_post.ravel()}) - law.predict(params, at)
+    # Weights trained at or below the width they are quantized to lose nothing more (the paper sets 0 there).
+    panels = [np.where(p_post < p_w, gap.reshape(p_w.shape), 0.0)]
+    if observed is not None:
+        seen = np.full(p_w.shape, np.nan)
+        for i, q in enumerate(post):
+            for j, w in enumerate(trained):
+                here = (rows[0] == w) & (rows[1] == q)
+                seen[i, j] = rows[2][here].mean() if here.any() else np.nan
+        panels.append(seen)
+    figure, axes = canvas(len(panels), width=0.42 * len(trained) + 1.4, height=0.36 * len(post) + 1.2, sharey=True)
+    finite = np.concatenate([p[np.isfinite(p) & (p > 0)] for p in panels])
+    top = float(finite.max()) if len(finite) else 1.0
+    scale = LogNorm(max(float(finite.min()) if len(finite) else 0.1, top * 1e-5), top)
+    for ax, values, title in zip(axes[0], panels, ("predicted", "observed"), strict=False):
+        image = ax.imshow(
+            np.where(values > 0, values, np.nan), origin="lower", aspect="auto", cmap="viridis", norm=scale
+        )
+        ax.grid(False)
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                dark = value < 0 or (value > 0 and scale(value) < 0.6)
+                colour = "white" if dark and value > 0 else "black"
+                ax.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=5.5, color=colour)
+        ax.set_xticks(range(len(trained)), [f"{w:g}" for w in trained])
+        ax.set_yticks(range(len(post)), [f"{q:g}" for q in post])
+        ax.set(xlabel="weight bits in training $P_w$", title=f"{title}, N = {engineering(n)}, D = {engineering(d)}")
+    axes[0, 0].set_ylabel("bits after training $P_{post}$")
+    figure.colorbar(image, ax=list(axes[0]), label="added loss (nats/token)")
     return figure

@@ -8,8 +8,10 @@ from matplotlib.figure import Figure
 from precisionlm.analysis.figures import COLOURS, canvas, legend, log_axis
 from precisionlm.analysis.laws.base import Law
 from precisionlm.analysis.optimum import best_exponent_share, compute_optimal, critical_data
+from precisionlm.analysis.table import CHANNEL_LOG2_BLOCK as CHANNEL
 
 BLOCK = 7.0  # log2 of 128 elements per scale
+SIZES = (40894464, 84934656, 154140672, 679477248)
 
 
 def draw(law: Law, params: Mapping[str, float]) -> dict[str, Figure]:
@@ -19,6 +21,7 @@ def draw(law: Law, params: Mapping[str, float]) -> dict[str, Figure]:
         "fig05_layouts": layouts(law, params),
         "fig06_critical_data": data_minimum(law, params),
         "fig07_14_optimal_bits": optimal_bits(law, params),
+        "fig13_channel_and_block": channel(law, params),
         "fig09_exponent_mantissa": exponent_mantissa(law, params),
     }
 
@@ -28,7 +31,7 @@ def block_size(law: Law, params: Mapping[str, float]) -> Figure:
     figure, axes = canvas(2, width=3.2, sharey=True)
     block = np.linspace(4, 10, 60)
     for ax, d in zip(axes[0], (10.48576e9, 104.8576e9), strict=True):
-        for i, n in enumerate((40894464, 84934656, 154140672, 679477248)):
+        for i, n in enumerate(SIZES):
             loss = law.predict(params, {"N": n, "D": d, "E": 1, "M": 1, "log2B": block})
             ax.plot(2**block, loss, color=COLOURS[i], label=f"N = {n / 1e6:.0f}M")
         ax.set(xlabel="elements per scale B", title=f"E1M1, D = {d / 1e9:.1f}B")
@@ -95,12 +98,28 @@ def optimal_bits(law: Law, params: Mapping[str, float]) -> Figure:
     return figure
 
 
+def channel(law: Law, params: Mapping[str, float]) -> Figure:
+    """Figure 13, channel: loss of E1M1 against tokens with one scale a channel (log2 B = 13.1567) and with blocks."""
+    figure, axes = canvas(3, width=2.8, sharey=True)
+    d = np.geomspace(1e10, 1.1e11, 60)
+    panels = ((CHANNEL, "one scale a channel"), (9.0, "B = 512"), (5.0, "B = 32"))
+    for ax, (block, title) in zip(axes[0], panels, strict=True):
+        for i, n in enumerate(SIZES):
+            loss = law.predict(params, {"N": n, "D": d, "E": 1, "M": 1, "log2B": block})
+            ax.plot(d, loss, color=COLOURS[i], label=f"N = {n / 1e6:.0f}M")
+        ax.set(title=f"E1M1, {title}", xlabel="training tokens D")
+        log_axis(ax)
+    axes[0, 0].set_ylabel("loss (nats/token)")
+    legend(figure, axes[0])
+    return figure
+
+
 def exponent_mantissa(law: Law, params: Mapping[str, float]) -> Figure:
     """Figure 9: loss against exponent bits at M = 1 and mantissa bits at E = 1, one scale a channel, 104.9B tokens."""
     figure, axes = canvas(2, width=3.2, sharey=True)
     x = np.linspace(0, 7, 80)
-    for i, n in enumerate((40894464, 84934656, 154140672, 679477248)):
-        at = {"N": n, "D": 104.8576e9, "log2B": 13.1567}
+    for i, n in enumerate(SIZES):
+        at = {"N": n, "D": 104.8576e9, "log2B": CHANNEL}
         axes[0, 0].plot(x, law.predict(params, at | {"E": x, "M": 1}), color=COLOURS[i], label=f"N = {n / 1e6:.0f}M")
         axes[0, 1].plot(x, law.predict(params, at | {"E": 1, "M": x}), color=COLOURS[i])
     axes[0, 0].set(xlabel="exponent bits E (M = 1)", ylabel="loss (nats/token)", ylim=(2.5, 4.5))

@@ -67,6 +67,20 @@ def test_report_verb_writes_the_page(call, tiny_csv, tmp_path):
     assert out_path.is_file() and json.loads(out)["report"] == str(out_path)
 
 
+def test_report_of_several_laws_compares_and_decides(call, tiny_csv, tmp_path):
+    out_path = tmp_path / "page.html"
+    _, out = call("report", "--runs", tiny_csv, "--law", "kumar,chinchilla_tied", "--columns", "P_w=w_bits",
+                  "--starts", 16, "--bootstrap", 10, "-o", out_path, "--json")  # fmt: skip
+    advice, page = json.loads(out)["decisions"], out_path.read_text()
+    assert "Comparison of laws" in page and "squared error above the best" in page and "<h2>Decisions" in page
+    assert sum("x the largest run" in line for line in advice) == 6
+    assert sum("bits after training" in line for line in advice) == 3
+    largest = 6 * 160_000 * 1_500_000
+    assert f"kumar, {largest:.2g} FLOPs (1 x the largest run)" in advice[0] and "] bits" in advice[0]
+    with pytest.raises(UserError, match="none of the laws"):
+        call("report", "--runs", tiny_csv, "--law", "kumar", "--columns", "Q=w_bits", "-o", out_path)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -85,6 +99,9 @@ def test_plan_published_json(call):
     _, out = call("plan", "--law", "kumar", "--published", "--compute", "1e21", "--json")
     data = json.loads(out)
     assert data["P"] == pytest.approx(7.00, abs=0.005) and {"N", "D", "loss"} <= set(data)
+    equal = {row["P"]: row for row in data["iso_cost"]}
+    assert equal[3.0]["N"] is None and equal[16.0]["N"] * equal[16.0]["D"] * 6 == pytest.approx(1e21)
+    assert min(row["loss"] for row in equal.values() if row["loss"]) == equal[7.0]["loss"] >= data["loss"] - 1e-9
     assert "3.47 without" in " ".join(data["notes"])
     _, out = call("plan", "--law", "kumar", "--published", "--compute", "1e21", "--no-offsets", "--json")
     assert json.loads(out)["P"] == pytest.approx(3.47, abs=0.005)
@@ -146,7 +163,7 @@ def test_compare_json(call, kumar_runs, tmp_path):
 
 def test_figures_verb(call, tiny_csv, tmp_path):
     _, out = call("figures", "--law", "chen_gap", "--published", "-o", tmp_path / "chen", "--json")
-    assert len(json.loads(out)["figures"]) == 6
+    assert len(json.loads(out)["figures"]) == 10
     assert all(p.stat().st_size > 5000 for p in (tmp_path / "chen").iterdir())
     call(
         "figures",
@@ -161,7 +178,7 @@ def test_figures_verb(call, tiny_csv, tmp_path):
         "-o",
         tmp_path / "own",
     )
-    assert {p.name for p in (tmp_path / "own").glob("*.png")} == {"loss_vs_tokens.png", "residuals.png"}
+    assert {p.name for p in (tmp_path / "own").glob("*.png")} == {"loss_vs_tokens.png", "recipes.png", "residuals.png"}
     for words, message in (
         (["--law", "kumar"], "either --published or --runs"),
         (["--law", "kumar_unified", "--published"], "no published constants"),
@@ -172,7 +189,7 @@ def test_figures_verb(call, tiny_csv, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("law", "count"), [("kumar", 5), ("kumar_ptq", 1), ("sun", 5), ("chen", 4)])
+@pytest.mark.parametrize(("law", "count"), [("kumar", 8), ("kumar_ptq", 1), ("sun", 6), ("chen", 6)])
 def test_figures_of_the_papers(call, tmp_path, law, count):
     _, out = call("figures", "--law", law, "--published", "-o", tmp_path, "--json")
     assert len(json.loads(out)["figures"]) == 2 * count and all(p.stat().st_size > 5000 for p in tmp_path.iterdir())

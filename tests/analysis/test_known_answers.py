@@ -40,7 +40,8 @@ def test_bootstrap_errors_of_the_public_chinchilla_runs(public):
     boot = bootstrap(fit(table, parse_objective("huber:1e-4"), starts=64), 2000, over="row")
     for name, value in {"A": 124.5, "E": 0.0257, "alpha": 0.0154, "beta": 0.0206}.items():
         assert boot.errors[name] == pytest.approx(value, rel=0.05), name
-    # B is heavy-tailed: its standard deviation over refits moves by several percent from one seed to the next.
+    # B is heavy-tailed (refits reach 40554, the median is 2200), so its standard deviation is itself noisy: measured
+    # 1524 (4000 refits), 1307, 1443 and 1267 (2000 each) for seeds 0 to 3, and 1067 to 1182 without the outer 1 %.
     assert boot.errors["B"] == pytest.approx(1293.3, rel=0.25)
 
 
