@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from precisionlm.cli_tools import add_tools, add_verb
+from precisionlm.cli_tools import add_tools
 from precisionlm.errors import BAD_INPUT, DIVERGED, DONE, PREEMPTED, DivergedError, PreemptedError, UserError
+from precisionlm.verbs import add_verb
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--validation-every", type=int, default=128, help="one document in this many is validation")
     prepare.add_argument("--text-field", default="text", help="field of jsonl records")
     prepare.add_argument("--max-tokens", type=int, help="stop after this many training tokens")
+    prepare.add_argument("--dry-run", action="store_true", help="find the files, check the arguments, write nothing")
     prepare.add_argument("--json", action="store_true", help="print meta.json")
 
     train = add_verb(
@@ -135,32 +137,40 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--out", type=Path, default=Path("demo_out"), help="folder to fill")
     demo.add_argument("--scale", type=float, default=1.0, help="tokens of every run, times this")
+    demo.add_argument("--dry-run", action="store_true", help="print the runs it would make, make none")
+    demo.add_argument("--json", action="store_true", help="print what was found as JSON")
 
     add_tools(verbs)
     analysis.add_verbs(verbs)
-    for action in verbs.choices.values():
-        if action.get_default("overrides") is None:
-            action.set_defaults(overrides=False, command=action.prog.split(" ", 1)[1])
     return parser
 
 
 def _data_prepare(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from precisionlm.data.prepare import prepare
+    from precisionlm.data.prepare import prepare, preview
     from precisionlm.progress import reporting
 
+    given = {
+        name: getattr(args, name)
+        for name in (
+            "vocab_size", "tokenizer", "eos_id", "validation", "validation_every", "text_field", "max_tokens",
+        )
+    }  # fmt: skip
+    if args.dry_run:
+        found = preview(args.source, args.out, **given)
+        size = "of unknown size" if found["bytes"] is None else f"{found['bytes']:,} bytes"
+        text = (
+            f"{args.out}: {found['status']}; {found['files']} files, {size}, {found['vocab_size']:,} entries, "
+            f"tokenizer {found['tokenizer']}; {found['split_rule']}; nothing was written"
+        )
+        print(json.dumps(found) if args.json else text)
+        return DONE
     with reporting("prepare") as report:
         meta = prepare(
             args.source,
             args.out,
-            vocab_size=args.vocab_size,
-            tokenizer=args.tokenizer,
-            eos_id=args.eos_id,
-            validation=args.validation,
-            validation_every=args.validation_every,
-            text_field=args.text_field,
-            max_tokens=args.max_tokens,
+            **given,
             progress=lambda text, done, total: report(done / total if total else 0.0, text),
         )
     if args.json:
@@ -237,13 +247,17 @@ def _print_plan(rows: list[Any], as_json: bool) -> int:
         }
         for row in rows
     ]
+    return _print_runs(entries, as_json)
+
+
+def _print_runs(entries: list[dict[str, Any]], as_json: bool) -> int:
     if as_json:
         print(json.dumps(entries))
         return DONE
     print(f"{'run':12}  {'status':8}  {'N':>14}  {'D':>16}  {'FLOPs':>9}  recipe")
     for e in entries:
         sizes = f"{e['N_params']:14,}  {e['D_tokens']:16,}  {e['flops']:9.2e}"
-        print(f"{e['run_id']}  {e['status']:8}  {sizes}  {e['recipe']}")
+        print(f"{e.get('run_id', ''):12}  {e.get('status', ''):8}  {sizes}  {e['recipe']}")
     print(f"{len(entries)} runs, {sum(e['flops'] for e in entries):.3g} FLOPs in all; nothing was run")
     return DONE
 
@@ -315,9 +329,15 @@ def _table(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from precisionlm.demo import run_demo
+    from precisionlm.demo import preview, run_demo
 
-    return run_demo(args.out, args.scale)
+    if not args.scale > 0:
+        raise UserError(f"--scale {args.scale:g}: must be positive")
+    if args.dry_run:
+        return _print_runs(preview(args.scale), args.json)
+    found = run_demo(args.out, args.scale)
+    print(json.dumps(found) if args.json else "\n".join(found["lines"]))
+    return DONE
 
 
 if __name__ == "__main__":

@@ -7,21 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from precisionlm.errors import DONE, UserError
-
-
-def add_verb(
-    subparsers: Any, name: str, run: Any, text: str, example: str, *, overrides: bool = False
-) -> argparse.ArgumentParser:
-    """A verb with its help: what it does, an example, and `run(args) -> exit code`."""
-    parser = subparsers.add_parser(
-        name,
-        help=text.split(".")[0],
-        description=f"{text}\n\nexample:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.set_defaults(run=run, command=name, overrides=overrides)
-    return parser
+from precisionlm.verbs import add_verb
 
 
 def add_tools(verbs: Any) -> None:

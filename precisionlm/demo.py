@@ -3,16 +3,18 @@
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from precisionlm.analysis.analyze import Analysis, analyze
 from precisionlm.analysis.report import write_report
 from precisionlm.config import Experiment, build
 from precisionlm.data.prepare import prepare
-from precisionlm.errors import DONE
+from precisionlm.model.presets import non_embedding_parameters
 from precisionlm.progress import Reporter, clock, reporting
 from precisionlm.ptq.evaluate import finished_runs, quantize_run, weight_quantization
 from precisionlm.sweep.scheduler import plan, run_sweep
 from precisionlm.sweep.table import collect, write
+from precisionlm.training.flops import training_flops_per_token
 from precisionlm.training.preemption import Interruption
 from precisionlm.training.run_directory import RunDirectory
 
@@ -59,9 +61,21 @@ def experiments(data: Path, scale: float) -> list[Experiment]:
     ]
 
 
-def run_demo(out: Path, scale: float) -> int:
+def preview(scale: float) -> list[dict[str, Any]]:
+    """The grid's runs with sizes (N, count), tokens (D, count), recipe and training FLOPs; nothing is read."""
+    rows = []
+    for e in experiments(Path("data"), scale):
+        model = e.model.model_copy(update={"vocab_size": VOCABULARY})
+        n, recipe = non_embedding_parameters(model), e.precision.recipe
+        flops = e.tokens * training_flops_per_token(model, n, e.data.sequence_length)
+        rows.append({"N_params": n, "D_tokens": e.tokens, "recipe": recipe, "flops": flops})
+    return rows
+
+
+def run_demo(out: Path, scale: float) -> dict[str, Any]:
     """Prepare data, train the grid, quantize after training, collect, fit, report, all under `out`; what is there from
-    an earlier call is kept. Returns the exit code. scale: times every token budget."""
+    an earlier call is kept. scale: times every token budget. Returns report and table (paths), counts of runs and
+    compiled training steps, the fit's status and `lines`: all of it in words."""
     began = time.monotonic()
     with reporting("demo") as report, Interruption() as interrupted:
         prepare(
@@ -81,16 +95,26 @@ def run_demo(out: Path, scale: float) -> int:
         summary = write_report(table, [analysis], out / "report.html", title="Precision scaling laws: the demo")
         report(1.0, "done")
     structures = len({row.run.program for row in rows})
-    print(
+    lines = [
         f"{len(rows)} runs in {clock(time.monotonic() - began)}: {len(outcome.done)} trained, {len(outcome.skipped)} "
         f"finished before, {len(outcome.diverged)} diverged; {outcome.compilations} training steps compiled for "
-        f"{structures} combinations of size and scale structure"
-    )
-    print(f"table: {len(table)} rows in {paths[0]} and {paths[1].name}")
-    print("\n".join(summary.lines))
-    print(_verdict(analysis))
-    print(f"report: {summary.path}")
-    return DONE
+        f"{structures} combinations of size and scale structure",
+        f"table: {len(table)} rows in {paths[0]} and {paths[1].name}",
+        *summary.lines,
+        _verdict(analysis),
+        f"report: {summary.path}",
+    ]
+    return {
+        "report": str(summary.path),
+        "table": str(paths[0]),
+        "rows": len(table),
+        "runs": len(rows),
+        "trained": len(outcome.done),
+        "diverged": len(outcome.diverged),
+        "compilations": outcome.compilations,
+        "status": analysis.result.status.value,
+        "lines": lines,
+    }
 
 
 def _between(report: Reporter, low: float, high: float) -> Reporter:

@@ -110,6 +110,23 @@ def test_bad_input_is_one_line_and_exit_code_two(config, tmp_path, words, messag
     assert result.stdout == "" and not (tmp_path / "o").exists()
 
 
+def test_a_dry_run_of_data_and_demo_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("some words " * 200)
+    words = ["data", "prepare", "text.txt", "--out", "data", "--vocab-size", "300", "--dry-run"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["status"], found["files"], found["bytes"], found["vocab_size"]) == ("new", 1, 2200, 300)
+    assert main(words) == 0 and "nothing was written" in capsys.readouterr().out
+    assert main([*words[:2], "absent", *words[3:]]) == 2 and "names no file" in capsys.readouterr().err
+    assert main(["demo", "--dry-run", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 12 and {row["recipe"] for row in rows} == {"bf16", "W4A8", "W3A8"}
+    assert len({row["N_params"] for row in rows}) == len({row["D_tokens"] for row in rows}) == 2
+    assert main(["demo", "--dry-run", "--scale", "0"]) == 2
+    assert os.listdir() == ["text.txt"]
+
+
 def test_divergence_exits_three(config, tmp_path):
     words = ["train", config, "--out", tmp_path / "runs", "--training.divergence_loss", "1.0"]
     assert [precisionlm(*words).returncode for _ in range(2)] == [3, 3]
@@ -140,9 +157,10 @@ def test_every_verb_has_help_with_an_example(capsys):
         return capsys.readouterr().out
 
     listing = help_of()
-    for verb in ("data", "train", "sweep", "ptq", "table", "fit", "report", "demo"):
+    for verb in ("data", "train", "sweep", "ptq", "table", "fit", "compare", "plan", "figures", "report", "demo"):
         assert verb in listing
         text = help_of(verb, "prepare") if verb == "data" else help_of(verb)
-        assert "example" in text and f"precisionlm {verb}" in text
+        assert "example" in text and f"precisionlm {verb}" in text and "--json" in text
+        assert ("--dry-run" in text) == (verb != "table")  # all but one spend time
     assert main(["table", "--columns"]) == 0
     assert "N_params (int)" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -103,32 +103,9 @@ def prepare(
     source that is empty or not what it claims, a split too small to be of use.
     """
     out = Path(out)
-    if (vocab_size is None) == (tokenizer is None):
-        raise UserError("give either vocab_size, to train a tokenizer, or tokenizer, the file of one")
-    if validation_every < 2:
-        raise UserError(
-            f"validation_every is {validation_every}; it must be at least 2 (one document in 2 is held out)"
-        )
-    if max_tokens is not None and max_tokens < SMALLEST_SPLIT:
-        raise UserError(f"max_tokens is {max_tokens}; it must be at least {SMALLEST_SPLIT}")
-    parts = _Partition(
-        Source.resolve(source), None if validation is None else Source.resolve(validation), validation_every
+    parts, trained, arguments = _checked(
+        source, vocab_size, tokenizer, eos_id, validation, validation_every, text_field, max_tokens
     )
-    if tokenizer is None and (parts.train.packed or (parts.held_out and parts.held_out.packed)):
-        raise UserError("packed token files need `tokenizer`, the tokenizer.json that made them")
-    trained = None if tokenizer is None else load_tokenizer(Path(tokenizer))
-    arguments: dict[str, object] = {
-        "source": list(parts.train.words),
-        "source_fingerprint": parts.train.fingerprint,
-        "vocab_size": vocab_size,
-        "tokenizer_sha256": None if tokenizer is None else sha256_of(Path(tokenizer)),
-        "eos_id": eos_id,
-        "validation": list(parts.held_out.words) if parts.held_out else None,
-        "validation_fingerprint": parts.held_out.fingerprint if parts.held_out else None,
-        "validation_every": validation_every,
-        "text_field": text_field,
-        "max_tokens": max_tokens,
-    }
     if (finished := _finished(out, arguments)) is not None:
         progress("already prepared", parts.size or 0, parts.size)
         return finished
@@ -159,6 +136,78 @@ def prepare(
         )
         meta.write(folder)
     return meta
+
+
+def preview(
+    source: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    vocab_size: int | None = None,
+    tokenizer: str | Path | None = None,
+    eos_id: int | None = None,
+    validation: str | Path | Sequence[str | Path] | None = None,
+    validation_every: int = 128,
+    text_field: str = "text",
+    max_tokens: int | None = None,
+) -> dict[str, Any]:
+    """What `prepare` would do with the same arguments, every check included that does not read the documents: status
+    (new, or done), files and bytes of the sources (None: a dataset of the hub), vocabulary. Writes nothing."""
+    parts, trained, arguments = _checked(
+        source, vocab_size, tokenizer, eos_id, validation, validation_every, text_field, max_tokens
+    )
+    return {
+        "out": str(out),
+        "status": "done" if _finished(Path(out), arguments) else "new",
+        "files": len(parts.train.files) + (len(parts.held_out.files) if parts.held_out else 0),
+        "bytes": parts.size,
+        "vocab_size": vocabulary_size(trained) if trained else vocab_size,
+        "tokenizer": str(tokenizer) if tokenizer else "to be trained",
+        "split_rule": parts.rule,
+        "max_tokens": max_tokens,
+    }
+
+
+def _checked(
+    source: str | Path | Sequence[str | Path],
+    vocab_size: int | None,
+    tokenizer: str | Path | None,
+    eos_id: int | None,
+    validation: str | Path | Sequence[str | Path] | None,
+    validation_every: int,
+    text_field: str,
+    max_tokens: int | None,
+) -> tuple[_Partition, Tokenizer | None, dict[str, object]]:
+    """The sources found, the tokenizer read if one is given, and the arguments as `meta.json` records them."""
+    if (vocab_size is None) == (tokenizer is None):
+        raise UserError("give either vocab_size, to train a tokenizer, or tokenizer, the file of one")
+    if validation_every < 2:
+        raise UserError(
+            f"validation_every is {validation_every}; it must be at least 2 (one document in 2 is held out)"
+        )
+    if max_tokens is not None and max_tokens < SMALLEST_SPLIT:
+        raise UserError(f"max_tokens is {max_tokens}; it must be at least {SMALLEST_SPLIT}")
+    parts = _Partition(
+        Source.resolve(source), None if validation is None else Source.resolve(validation), validation_every
+    )
+    if tokenizer is None and (parts.train.packed or (parts.held_out and parts.held_out.packed)):
+        raise UserError("packed token files need `tokenizer`, the tokenizer.json that made them")
+    trained = None if tokenizer is None else load_tokenizer(Path(tokenizer))
+    return (
+        parts,
+        trained,
+        {
+            "source": list(parts.train.words),
+            "source_fingerprint": parts.train.fingerprint,
+            "vocab_size": vocab_size,
+            "tokenizer_sha256": None if tokenizer is None else sha256_of(Path(tokenizer)),
+            "eos_id": eos_id,
+            "validation": list(parts.held_out.words) if parts.held_out else None,
+            "validation_fingerprint": parts.held_out.fingerprint if parts.held_out else None,
+            "validation_every": validation_every,
+            "text_field": text_field,
+            "max_tokens": max_tokens,
+        },
+    )
 
 
 def _finished(out: Path, arguments: dict[str, object]) -> Meta | None:

@@ -1,7 +1,8 @@
 """Causal attention with quantizable queries, keys, values and probabilities.
 
 Legend: B batch, T query time, S key time, D width, N query heads, K key/value heads, G = N / K, H head size.
-Scales of q, k and v run along H, so no scale is shared over time.
+Scales of q, k and v run along H, so no scale is shared over time. Both products run through AQT's DotGeneral as those
+of linear layers do; NVIDIA's fused kernel takes q, k and v quantized by the same function.
 """
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from precisionlm.config import ModelConfig
 from precisionlm.model.linear import Linear, RMSNorm, operand_statistics
 from precisionlm.precision.binding import Grids, Structure
-from precisionlm.precision.dot_general import fake_quantize
+from precisionlm.precision.dot_general import dot_general, fake_quantize
 
 
 def rotary_tables(time: int, head_size: int, base: float) -> tuple[jax.Array, jax.Array]:
@@ -56,10 +57,13 @@ class Attention(nn.Module):
             q_BTNH = RMSNorm(m.norm_epsilon, name="q_norm")(q_BTNH)
             k_BTKH = RMSNorm(m.norm_epsilon, name="k_norm")(k_BTKH)
         q_BTNH, k_BTKH = rotate(q_BTNH, tables), rotate(k_BTKH, tables)
-        q_BTNH, k_BTKH, v_BTKH = (
-            self._quantized(name, value, grids, key) for name, value in (("q", q_BTNH), ("k", k_BTKH), ("v", v_BTKH))
-        )
+        for name, value in (("q", q_BTNH), ("k", k_BTKH), ("v", v_BTKH)):
+            self._audit(name, value, grids)
         if self.kernel == "cudnn" and "p" not in self.structure.site("attention"):
+            q_BTNH, k_BTKH, v_BTKH = (
+                self._quantized(name, value, grids, key)
+                for name, value in (("q", q_BTNH), ("k", k_BTKH), ("v", v_BTKH))
+            )
             o_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn")
         else:
             o_BTNH = self._explicit(q_BTNH, k_BTKH, v_BTKH, grids, key)
@@ -72,12 +76,25 @@ class Attention(nn.Module):
     def _explicit(self, q_BTNH, k_BSKH, v_BSKH, grids, key):
         B, T, N, H = q_BTNH.shape
         K = k_BSKH.shape[2]
+        own = grids.get("attention", {})
+        score = dot_general(self.structure, "attention", own, self._key(key, "q"), operands=("q", "k"))
+        mix = dot_general(self.structure, "attention", own, self._key(key, "p"), operands=("p", "v"), rhs_axis=3)
         q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-        logits = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-        causal = jnp.tril(jnp.ones((T, T), bool))
-        p_BKGTS = jax.nn.softmax(jnp.where(causal, logits * H**-0.5, -jnp.inf), axis=-1).astype(v_BSKH.dtype)
-        p_BKGTS = self._quantized("p", p_BKGTS, grids, key)
-        return jnp.einsum("BKGTS,BSKH->BTKGH", p_BKGTS, v_BSKH).reshape(B, T, N, H)
+        per_head = ((0, 2), (0, 2))
+        logits_BKTGS = score(q_BTKGH, k_BSKH, (((4,), (3,)), per_head), preferred_element_type=jnp.float32)
+        causal_T1S = jnp.tril(jnp.ones((T, T), bool))[:, None]
+        p_BKTGS = jax.nn.softmax(jnp.where(causal_T1S, logits_BKTGS * H**-0.5, -jnp.inf), axis=-1).astype(v_BSKH.dtype)
+        self._audit("p", p_BKTGS, grids)
+        o_BKTGH = mix(p_BKTGS, v_BSKH, (((4,), (1,)), ((0, 1), (0, 2))))
+        return o_BKTGH.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
+
+    def _audit(self, operand, x, grids):
+        scaling = self.structure.site("attention").get(operand)
+        if scaling is not None and self.is_mutable_collection("audit"):
+            self.sow("audit", operand, operand_statistics(x, -1, scaling, grids["attention"][operand]))
+
+    def _key(self, key, operand):
+        return None if key is None else jax.random.fold_in(key, ord(operand))
 
     def _quantized(self, operand, x, grids, key):
         """x as the recipe has this operand; scales along the last axis."""
@@ -85,8 +102,4 @@ class Attention(nn.Module):
         if scaling is None:
             return x
         grid = grids["attention"][operand]
-        if self.is_mutable_collection("audit"):
-            self.sow("audit", operand, operand_statistics(x, -1, scaling, grid))
-        if key is not None:
-            key = jax.random.fold_in(key, ord(operand))
-        return fake_quantize(x, -1, scaling, grid, f"attention.{operand}", key)
+        return fake_quantize(x, -1, scaling, grid, f"attention.{operand}", self._key(key, operand))

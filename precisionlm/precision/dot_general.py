@@ -28,6 +28,7 @@ from precisionlm.precision.binding import Structure
 from precisionlm.precision.formats import Grid, round_to_grid
 from precisionlm.precision.scaling import Scaling, scale_of
 
+_GRADIENT_OPERANDS = ("dgrad_dy", "dgrad_w", "wgrad_dy", "wgrad_x")
 TAG = "quantized:"  # prefix of the names that mark quantized values in a program, for audit.py and remat policies
 
 
@@ -103,7 +104,9 @@ def fake_quantize(
 class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
     """AQT's quantizer of one product's two operands. lhs, rhs: (tag, scaling) or None for an unquantized operand.
     rhs_master: rhs in float32, to quantize from, where rhs is a copy of it in a shorter dtype. lhs_magnitude: max|lhs|
-    along its contracted axis, where known. native: hand on int8 codes and scales instead of dequantized values."""
+    along its contracted axis, where known. rhs_axis: along which the scales of rhs run, if not the contracted one.
+    dtype: in which operands enter the product, if not their own. native: hand on int8 codes and scales instead of
+    dequantized values."""
 
     lhs: Any = utils.static_field(default=None)
     rhs: Any = utils.static_field(default=None)
@@ -111,6 +114,8 @@ class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
     rhs_grid: Any = utils.dynamic_field(default=None)
     rhs_master: Any = utils.dynamic_field(default=None)
     lhs_magnitude: Any = utils.dynamic_field(default=None)
+    rhs_axis: Any = utils.static_field(default=None)
+    dtype: Any = utils.static_field(default=None)
     native: bool = utils.static_field(default=False)
     key: Any = utils.dynamic_field(default=None)
 
@@ -119,15 +124,13 @@ class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
 
     def calibrate(self, lhs, rhs, dimension_numbers, lhs_mode, rhs_mode):
         (lhs_axes, rhs_axes), _ = dimension_numbers
+        if self.rhs_axis is not None:
+            rhs_axes = (self.rhs_axis,)
         keys = jax.random.split(self.key) if self.key is not None else (None, None)
-        if self.native:
-            return (
-                (lhs, _int8_tensor(lhs, lhs_axes, self.lhs, self.lhs_grid, keys[0], magnitude=self.lhs_magnitude)),
-                (rhs, _int8_tensor(rhs, rhs_axes, self.rhs, self.rhs_grid, keys[1], master=self.rhs_master)),
-            )
+        tensor = _int8_tensor if self.native else partial(_quantized_tensor, dtype=self.dtype)
         return (
-            (lhs, _quantized_tensor(lhs, lhs_axes, self.lhs, self.lhs_grid, keys[0], magnitude=self.lhs_magnitude)),
-            (rhs, _quantized_tensor(rhs, rhs_axes, self.rhs, self.rhs_grid, keys[1], master=self.rhs_master)),
+            (lhs, tensor(lhs, lhs_axes, self.lhs, self.lhs_grid, keys[0], magnitude=self.lhs_magnitude)),
+            (rhs, tensor(rhs, rhs_axes, self.rhs, self.rhs_grid, keys[1], master=self.rhs_master)),
         )
 
     def calculate_qvalue(self, lhs, lhs_qt, rhs, rhs_qt):
@@ -144,9 +147,10 @@ class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
         self.key = lhs_context.key
 
 
-def _quantized_tensor(x, axes, operand, grid, key, master=None, magnitude=None):
+def _quantized_tensor(x, axes, operand, grid, key, master=None, magnitude=None, dtype=None):
     """x as AQT's QTensor holding dequantized values under a scale of one: AQT then multiplies by exact ones only, and
     may reuse the value in the gradient products whatever the number and shape of the real scales."""
+    x = x.astype(dtype or x.dtype)
     value = x
     if operand is not None:
         tag, scaling = operand
@@ -165,12 +169,6 @@ def _int8_tensor(x, axes, operand, grid, key, master=None, magnitude=None):
     return aqt_tensor.QTensor(qvalue=value, scale=[scale], scale_t=None, bias=[], dequant_dtype=x.dtype)
 
 
-def _product(lhs, rhs, dimension_numbers, preferred_element_type=None, precision=None):
-    # AQT asks for DEFAULT precision, which truncates float32 operands to bf16 on TPU.
-    precision = lax.Precision.HIGHEST if lhs.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type)
-
-
 def dot_general(
     structure: Structure,
     site: str,
@@ -178,49 +176,66 @@ def dot_general(
     key: jax.Array | None = None,
     master: jax.Array | None = None,
     magnitude: jax.Array | None = None,
+    operands: tuple[str, str] = ("a", "w"),
+    rhs_axis: int | None = None,
 ) -> Callable[..., jax.Array]:
-    """A drop-in for `jax.lax.dot_general` (lhs activations, rhs weights) with the site's operands quantized.
+    """A drop-in for `jax.lax.dot_general` with the site's operands quantized, in the product and its gradients.
 
-    grids: operand → Grid of this layer. key: for stochastic rounding, new every step and layer. master: the float32
-    weights of which rhs is the copy in the compute dtype; weights are then quantized from them, which is more exact
-    and costs no pass over the copy. magnitude: max|lhs| along the contracted axis, where its producer knows it.
+    operands: the recipe's names of lhs and rhs. grids: operand → Grid of this layer. key: for stochastic rounding, new
+    every step and layer. master: the float32 weights of which rhs is the copy in the compute dtype; weights are then
+    quantized from them, which is more exact and costs no pass over the copy. magnitude: max|lhs| along the contracted
+    axis, where its producer knows it. rhs_axis: along which scales of rhs run, if not the contracted axis.
     """
-    operands = structure.site(site)
-    if not operands:
-        return lax.dot_general
-    scaled = {o: (f"{site}.{o}", s) for o, s in operands.items()}
+    scaled = {o: (f"{site}.{o}", s) for o, s in structure.site(site).items()}
     grid = dict(grids or {})
+    left, right = operands
+    if not any(name in scaled for name in (*operands, *_GRADIENT_OPERANDS)):
+        return lax.dot_general
+    native = structure.execution == "native" and site != "attention"
+    reuse = structure.backward == "quantized"
 
-    def quantizer(lhs: str, rhs: str, salt: int) -> GridQuantizer:
-        stochastic = any(o in operands and operands[o].stochastic for o in (lhs, rhs))
+    def quantizer(lhs: str, rhs: str, salt: int, dtype: Any) -> GridQuantizer:
+        stochastic = any(o in scaled and scaled[o][1].stochastic for o in (lhs, rhs))
         return GridQuantizer(
             lhs=scaled.get(lhs),
             rhs=scaled.get(rhs),
             lhs_grid=grid.get(lhs),
             rhs_grid=grid.get(rhs),
-            lhs_magnitude=magnitude if lhs == "a" and lhs in operands else None,
-            rhs_master=master if rhs in ("w", "dgrad_w") and rhs in operands else None,
+            lhs_magnitude=magnitude if lhs == left and lhs in scaled else None,
+            rhs_master=master if rhs in (right, "dgrad_w") and rhs in scaled else None,
+            rhs_axis=rhs_axis if rhs == right else None,
+            dtype=dtype,
             key=jax.random.fold_in(key, salt) if stochastic and key is not None else None,
         )
 
-    aqt = config.default_unquantized_config()
-    aqt.fwd.dg_quantizer = quantizer("a", "w", 0)
-    aqt.dlhs.dg_quantizer = quantizer("dgrad_dy", "dgrad_w", 1)
-    aqt.drhs.dg_quantizer = quantizer("wgrad_dy", "wgrad_x", 2)
-    native = structure.execution == "native" and site != "attention"
-    for raw in (aqt.fwd, aqt.dlhs, aqt.drhs):
-        raw.lhs.dequant_mode = raw.rhs.dequant_mode = config.DequantMode.THIS_INPUT
-        raw.dot_general = _product
-    if native:
-        aqt.fwd.dg_quantizer.native = True
-        aqt.fwd.lhs.dequant_mode = aqt.fwd.rhs.dequant_mode = config.DequantMode.OUTPUT
-        aqt.fwd.dg_accumulator_dtype = jnp.int32
-    reuse = structure.backward == "quantized"
-    aqt.dlhs.rhs.use_fwd_quant = reuse and "w" in operands and "dgrad_w" not in operands
-    aqt.drhs.rhs.use_fwd_quant = reuse and "a" in operands and "wgrad_x" not in operands
+    def configuration(dtype: Any, result: Any) -> Any:
+        aqt = config.default_unquantized_config()
+        aqt.fwd.dg_quantizer = quantizer(left, right, 0, dtype)
+        aqt.dlhs.dg_quantizer = quantizer("dgrad_dy", "dgrad_w", 1, dtype)
+        aqt.drhs.dg_quantizer = quantizer("wgrad_dy", "wgrad_x", 2, dtype)
+        for raw in (aqt.fwd, aqt.dlhs, aqt.drhs):
+            raw.lhs.dequant_mode = raw.rhs.dequant_mode = config.DequantMode.THIS_INPUT
+            raw.dot_general = partial(_product, result=result)
+        if native:
+            aqt.fwd.dg_quantizer.native = True
+            aqt.fwd.lhs.dequant_mode = aqt.fwd.rhs.dequant_mode = config.DequantMode.OUTPUT
+            aqt.fwd.dg_accumulator_dtype = jnp.int32
+        aqt.dlhs.rhs.use_fwd_quant = reuse and right in scaled and "dgrad_w" not in scaled
+        aqt.drhs.rhs.use_fwd_quant = reuse and left in scaled and "wgrad_x" not in scaled
+        return aqt
 
     def product(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None):
+        # AQT's output has the dtype of its inputs: for a wider one they enter wider, and the products take them back.
+        result = preferred_element_type or lhs.dtype
+        aqt = configuration(None, None) if result == lhs.dtype else configuration(lhs.dtype, result)
         # Outside a trace AQT promotes concrete arrays as dtypes, which jax deprecates.
-        return jax.jit(lambda lhs, rhs: aqt(lhs, rhs, dimension_numbers))(lhs, rhs)
+        run = jax.jit(lambda lhs, rhs: aqt(lhs, rhs, dimension_numbers))
+        return run(lhs.astype(result), rhs.astype(result))
 
     return product
+
+
+def _product(lhs, rhs, dimension_numbers, preferred_element_type=None, precision=None, result=None):
+    # AQT asks for DEFAULT precision, which truncates float32 operands to bf16 on TPU.
+    precision = lax.Precision.HIGHEST if lhs.dtype == jnp.float32 else lax.Precision.DEFAULT
+    return lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type or result)

@@ -60,6 +60,29 @@ def test_fit_fixes_constants(call, tiny_csv):
         call("fit", "--runs", tiny_csv, "--law", "kumar", "--fix", "alpha")
 
 
+@pytest.mark.parametrize(
+    ("words", "fits"),
+    [
+        (["fit", "--law", "chinchilla_tied", "--fix", "alpha=0.5"], ["chinchilla_tied"]),
+        (["report", "--law", "kumar,chinchilla_tied", "-o", "page.html"], ["kumar", "chinchilla_tied"]),
+        (["figures", "--law", "kumar", "-o", "drawn"], ["kumar"]),
+        (["compare", "--laws", "chinchilla_tied,kaplan"], ["chinchilla_tied", "kaplan"]),
+        (["plan", "--law", "kumar", "--compute", "1e12"], ["kumar"]),
+    ],
+)
+def test_a_dry_run_says_what_would_be_fitted(call, tiny_csv, tmp_path, monkeypatch, words, fits):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    planned = json.loads(call(*words, "--runs", tiny_csv, "--dry-run", "--json")[1])["fits"]
+    assert [fit["law"] for fit in planned] == fits
+    assert all(fit["rows_used"] in (12, 24) and fit["rows_used"] + fit["rows_excluded"] == 24 for fit in planned)
+    assert "alpha" in planned[0]["held" if "--fix" in words else "parameters"]
+    assert "nothing was fitted" in call(*words, "--runs", tiny_csv, "--dry-run")[1]
+    with pytest.raises(UserError, match="--where 'wide'"):
+        call(*words, "--runs", tiny_csv, "--dry-run", "--where", "wide")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_report_verb_writes_the_page(call, tiny_csv, tmp_path):
     out_path = tmp_path / "out" / "page.html"
     _, out = call("report", "--runs", tiny_csv, "--law", "chinchilla_tied", "--starts", 16, "--bootstrap", 20, "-o",

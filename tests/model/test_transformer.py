@@ -93,6 +93,44 @@ def test_explicit_attention_equals_jax():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recipe", ["KV4", "Q8-KV4-S8", "S4", "Q4"])
+def test_attentions_products_are_those_of_quantized_operands(recipe, dtype):
+    """Against plain einsums of quantized values with the straight-through gradient, for values and gradients."""
+    from precisionlm.model.attention import Attention
+    from precisionlm.precision.dot_general import fake_quantize
+
+    sizes = axis_sizes(MODEL, T)
+    structure, grids = bind(parse_recipe(recipe), 1, sizes)
+    own = {name: jax.tree.map(lambda leaf: leaf[0], grid) for name, grid in grids["attention"].items()}
+    q = jax.random.normal(jax.random.key(3), (2, T, 4, 16), dtype)
+    k, v = jax.random.normal(jax.random.key(4), (2, 2, T, 2, 16), dtype)
+
+    def quantized(name, x):
+        scaling = structure.site("attention").get(name)
+        return fake_quantize(x, -1, scaling, own[name], name) if scaling else x
+
+    def reference(q, k, v):
+        k, v = (jnp.repeat(quantized(name, x), 2, axis=2) for name, x in (("k", k), ("v", v)))
+        logits = jnp.einsum("BTNH,BSNH->BNTS", quantized("q", q), k, preferred_element_type=jnp.float32) / 4
+        p = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), logits, -jnp.inf)).astype(v.dtype)
+        return jnp.einsum("BNTS,BSNH->BTNH", quantized("p", p), v)
+
+    def ours(q, k, v):
+        return Attention(MODEL, structure).apply({}, q, k, v, {"attention": own}, None, method="_explicit")
+
+    tolerance = {"atol": 1e-5} if dtype == "float32" else {"atol": 0.03}
+    np.testing.assert_allclose(*(np.asarray(f(q, k, v), np.float32) for f in (ours, reference)), **tolerance)
+    weights = jax.random.normal(jax.random.key(5), q.shape)
+    found, wanted = (
+        jax.grad(lambda *x, f=f: jnp.sum(f(*x).astype(jnp.float32) * weights), argnums=(0, 1, 2))(q, k, v)
+        for f in (ours, reference)
+    )
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=tolerance["atol"] * 4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_norms_magnitude_is_exactly_that_of_its_output(dtype):
     x = (jax.random.normal(jax.random.key(5), (64, 96)) * 3).astype(dtype)
     norm = RMSNorm(1e-6)
