@@ -60,6 +60,9 @@ class OptimizerConfig(Section):
     """AdamW and its learning-rate schedule."""
 
     learning_rate: float = Field(gt=0, description="peak")
+    scale_learning_rate: float = Field(
+        1e-3, ge=0, description="peak for learned scales (lsq, lac), which are logarithms; same schedule"
+    )
     schedule: Literal["cosine", "wsd", "linear"] = "cosine"
     warmup_steps: int | None = Field(None, ge=0, description="linear warm-up; warmup_fraction of all steps if absent")
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
@@ -81,7 +84,7 @@ class PrecisionConfig(Section):
 
     recipe: str = Field("bf16", description="see precisionlm.precision.recipe")
     backward: Literal["quantized", "unquantized"] = "quantized"
-    execution: Literal["simulated", "native"] = Field("simulated", description="native: int8 products")
+    execution: Literal["simulated", "native"] = Field("simulated", description="native: int4, int8, fp8 products")
 
     @field_validator("recipe")
     @classmethod

@@ -76,7 +76,7 @@ def bind_of(experiment: Experiment) -> Any:
     e = experiment
     sizes = axis_sizes(e.model, e.data.sequence_length)
     recipe = parse_recipe(e.precision.recipe)
-    return bind(recipe, e.model.layers, sizes, e.precision.backward, e.precision.execution)
+    return bind(recipe, e.model.layers, sizes, e.precision.backward, e.precision.execution, jax.devices()[0].platform)
 
 
 def measure_steps(
@@ -98,7 +98,8 @@ def measure_steps(
         jax.random.randint(jax.random.key(1), shape, 0, e0.model.vocab_size or 2), batch_sharding(mesh)
     )
     mask = jax.device_put(jnp.ones((shape[0], shape[1] - 1), bool), batch_sharding(mesh))
-    state = initial_state(program_of(e0, bind_of(e0)[0], mesh), 0)
+    structure0, grids0 = bind_of(e0)
+    state = initial_state(program_of(e0, structure0, mesh), 0, grids0)
     found: list[Measured] = []
     callables: list[tuple[Any, tuple[Any, ...]] | None] = []
     for label, e in experiments:

@@ -10,6 +10,12 @@ import jax.numpy as jnp
 from precisionlm.precision.binding import Grids, Structure
 from precisionlm.precision.dot_general import block_hadamard, dot_general, quantize
 from precisionlm.precision.formats import Grid
+from precisionlm.precision.learned import (
+    activations_magnitude,
+    initial_log_magnitude,
+    learned_quantize,
+    weights_magnitude,
+)
 from precisionlm.precision.scaling import Scaling, scale_of
 
 
@@ -18,6 +24,9 @@ class Linear(nn.Module):
 
     With `audit` a mutable collection, sows what the recipe does to this site's forward operands; with `perturbations`
     present, the gradient of the output can be read there. magnitude: max|x| along the last axis, [..., 1], where known.
+
+    With learned scales, `w_clip` (ln of the largest value, one a sharer) and `a_clip` (ln of the share kept) are
+    parameters.
     """
 
     site: str
@@ -30,13 +39,12 @@ class Linear(nn.Module):
         self, x: jax.Array, grids: Grids, key: jax.Array | None = None, magnitude: jax.Array | None = None
     ) -> jax.Array:
         master = self.param("w", self.init, (x.shape[-1], *self.features), jnp.float32)
-        if rotate := max((s.rotate for o, s in self.structure.site(self.site).items() if o in ("a", "w")), default=0):
+        operands, site_grids = self.structure.site(self.site), grids.get(self.site, {})
+        if rotate := max((s.rotate for o, s in operands.items() if o in ("a", "w")), default=0):
             x, master, magnitude = block_hadamard(x, -1, rotate), block_hadamard(master, 0, rotate), None
-        w = master.astype(x.dtype)
-        site_grids = grids.get(self.site, {})
+        learned = self._learned_magnitudes(x, master, operands, site_grids)
         if self.is_mutable_collection("audit"):
-            operands = self.structure.site(self.site)
-            batch_axes, feature_axes = tuple(range(x.ndim - 1)), tuple(range(1, w.ndim))
+            batch_axes, feature_axes = tuple(range(x.ndim - 1)), tuple(range(1, master.ndim))
             seen: dict[str, tuple[jax.Array, int | tuple[int, ...]]] = {
                 "a": (x, -1),
                 "w": (master, 0),
@@ -45,20 +53,46 @@ class Linear(nn.Module):
             }
             for name, (value, axis) in seen.items():
                 if name in operands:
-                    self.sow("audit", name, operand_statistics(value, axis, operands[name], site_grids[name]))
+                    if name in ("dgrad_w", "wgrad_x"):
+                        value = rotated(value, axis, operands[name])
+                    found = operand_statistics(value, axis, operands[name], site_grids[name], learned.get(name))
+                    self.sow("audit", name, found)
+        if "a" in learned:
+            x = learned_quantize(x, learned["a"], -1, operands["a"], f"{self.site}.a", site_grids["a"])
+        if "w" in learned:
+            master = learned_quantize(master, learned["w"], 0, operands["w"], f"{self.site}.w", site_grids["w"])
+        w = master.astype(x.dtype)
         if key is not None:
             key = jax.random.fold_in(key, sum(map(ord, self.site)))
         product = dot_general(self.structure, self.site, site_grids, key, master, magnitude)
         y = product(x, w, (((x.ndim - 1,), (0,)), ((), ())))
         return self.perturb("dy", y)
 
+    def _learned_magnitudes(self, x, master, operands, site_grids):
+        """Operand → what its largest value stands for, one a sharer, for operands whose scales are trained."""
+        found = {}
+        if (scaling := operands.get("w")) and scaling.clip == "lsq":
+            init = lambda _: initial_log_magnitude(master, 0, scaling, site_grids["w"])  # noqa: E731
+            found["w"] = weights_magnitude(self.param("w_clip", init))
+        if (scaling := operands.get("a")) and scaling.clip == "lac":
+            log_share = self.param("a_clip", nn.initializers.zeros, (), jnp.float32)
+            found["a"] = activations_magnitude(x, -1, scaling, site_grids["a"], log_share)
+        return found
 
-def operand_statistics(x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid) -> dict[str, jax.Array]:
+
+def rotated(x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling) -> jax.Array:
+    """An operand of a gradient product as it is when it is quantized."""
+    return block_hadamard(x, axis if isinstance(axis, int) else axis[-1], scaling.rotate) if scaling.rotate else x
+
+
+def operand_statistics(
+    x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid, magnitude: jax.Array | None = None
+) -> dict[str, jax.Array]:
     """Shares and means over all values of one operand: clipped (beyond the largest value), zeros (non-zero values that
     became zero), mse (mean squared error of quantization), power (mean square)."""
     y = x.astype(jnp.float32)
-    error = quantize(x, axis, scaling, grid).astype(jnp.float32) - y
-    scaled = jnp.abs(y) / scale_of(y, axis, scaling, grid)
+    error = quantize(x, axis, scaling, grid, None, magnitude).astype(jnp.float32) - y
+    scaled = jnp.abs(y) / scale_of(y, axis, scaling, grid, magnitude)
     off = grid.on == 0
     return {
         "clipped": jnp.where(off, 0.0, jnp.mean(scaled > grid.qmax * (1 + 1e-6))),

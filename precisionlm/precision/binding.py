@@ -4,7 +4,7 @@ Two recipes with equal structures share one executable; only the grids differ.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from precisionlm.errors import UserError
 from precisionlm.precision.formats import BF16, Grid
 from precisionlm.precision.recipe import Quantization, Recipe
-from precisionlm.precision.scaling import Scaling
+from precisionlm.precision.scaling import LEARNED, Scaling
 
 Grids = dict[str, dict[str, Grid]]
 
@@ -34,6 +34,14 @@ class Structure:
         """operand → scaling at a site; operands left in bf16 are absent."""
         return dict(dict(self.sites).get(name, ()))
 
+    def trained(self) -> "Structure":
+        """The part that adds parameters to a model: operands with learned scales. Equal for all other structures."""
+        kept = [
+            (site, tuple((operand, scaling) for operand, scaling in operands if scaling.clip in LEARNED))
+            for site, operands in self.sites
+        ]
+        return Structure(tuple((site, operands) for site, operands in kept if operands))
+
     def entries(self) -> list[tuple[str, str, Scaling]]:
         """(site, operand, scaling) of everything quantized."""
         return [(site, operand, scaling) for site, operands in self.sites for operand, scaling in operands]
@@ -45,18 +53,20 @@ def bind(
     axis_sizes: Mapping[str, Mapping[str, int]],
     backward: str = "quantized",
     execution: str = "simulated",
+    platform: str = "cpu",
 ) -> tuple[Structure, Grids]:
     """Bind a recipe to a model of `layers` blocks.
 
-    axis_sizes: site → operand → length of the axis that scales run along. Returns the structure and the grids: site →
-    operand → Grid with a leading layer axis [L] for sites in the blocks, scalars for embed and head.
-    Raises UserError where layers of one site differ in scale structure (they share one program) or where a group does
-    not divide its axis.
+    axis_sizes: site → operand → length of the axis that scales run along. platform: of the devices, which decides what
+    has a native product. Returns the structure and the grids: site → operand → Grid with a leading layer axis [L] for
+    sites in the blocks, scalars for embed and head.
+    Raises UserError where layers of one site differ in scale structure (they share one program), where a group, block
+    or rotation does not fit, and for what has no native product.
     """
     sites: list[tuple[str, tuple[tuple[str, Scaling], ...]]] = []
     grids: Grids = {}
     for site, operands in recipe.resolve(layers).items():
-        bound: list[tuple[str, Scaling]] = []
+        bound: dict[str, Scaling] = {}
         for operand, cells in operands.items():
             scalings = {q.scaling for q in cells if q}
             if not scalings:
@@ -66,43 +76,114 @@ def bind(
                     f"recipe '{recipe}': layers of '{site}' must share one scale structure; "
                     f"{operand} has {' and '.join(sorted(map(str, {q for q in cells if q})))}"
                 )
-            scaling = scalings.pop()
-            size = axis_sizes.get(site, {}).get(operand)
-            if execution == "native" and site not in ("attention", "embed"):
-                _check_native(recipe, site, operand, cells, operands)
-            if scaling.rotate and (operand not in ("a", "w") or (size is not None and size % scaling.rotate)):
-                raise UserError(
-                    f"recipe '{recipe}': had{scaling.rotate} does not fit {operand} at '{site}' ({size} values); it "
-                    "rotates activations and weights of linear layers, in blocks that divide them"
-                )
-            if scaling.sharing == "group" and size is not None and size % scaling.group:
-                raise UserError(
-                    f"recipe '{recipe}': group size {scaling.group} does not divide the {size} values of "
-                    f"{operand} at '{site}'"
-                )
-            bound.append((operand, scaling))
+            bound[operand] = scalings.pop()
             grids.setdefault(site, {})[operand] = _stack(cells, site in ("embed", "head"))
+        where = f"recipe '{recipe}': "
+        for operand, scaling in bound.items():
+            _check_fits(where, site, operand, bound, axis_sizes.get(site, {}))
+            if scaling.clip in LEARNED and backward == "unquantized":
+                raise UserError(f"{where}{scaling.clip} of {operand} needs precision.backward quantized")
+        if execution == "native" and site not in ("attention", "embed"):
+            bound = native_codes(where, site, operands, bound, platform)
         if bound:
-            sites.append((site, tuple(bound)))
+            sites.append((site, tuple(bound.items())))
     return Structure(tuple(sites), backward, execution), grids
 
 
-def _check_native(
-    recipe: Recipe,
+_ROTATED_TOGETHER = {"dgrad_dy": "dgrad_w", "dgrad_w": "dgrad_dy", "wgrad_dy": "wgrad_x", "wgrad_x": "wgrad_dy"}
+
+
+def _check_fits(where: str, site: str, operand: str, bound: Mapping[str, Scaling], sizes: Mapping[str, int]) -> None:
+    """Raises UserError where an operand's scaling does not fit the operand or its axis."""
+    scaling, size = bound[operand], sizes.get(operand)
+    if scaling.rotate:
+        if site in ("attention", "embed", "head") or (size is not None and size % scaling.rotate):
+            raise UserError(
+                f"{where}had{scaling.rotate} does not fit {operand} at '{site}' ({size} values); it rotates operands "
+                "of linear layers in the blocks, in Hadamard blocks that divide them"
+            )
+        partner = _ROTATED_TOGETHER.get(operand)
+        if partner and (partner not in bound or bound[partner].rotate != scaling.rotate):
+            raise UserError(
+                f"{where}had{scaling.rotate} on {operand} at '{site}' needs the same on {partner}: both operands of a "
+                "gradient product rotate (P34=…, P56=…)"
+            )
+    if scaling.sharing == "group" and size is not None and size % scaling.group:
+        raise UserError(f"{where}group size {scaling.group} does not divide the {size} values of {operand} at '{site}'")
+    if scaling.sharing == "block":
+        if operand not in ("w", "dgrad_w") or site == "embed":
+            raise UserError(f"{where}b{scaling.group}: blocks of two dimensions are for weights, not {operand}")
+        for other in ("w", "dgrad_w"):
+            length = sizes.get(other)
+            if length is not None and length % scaling.group:
+                raise UserError(f"{where}block size {scaling.group} does not divide the {length} rows of '{site}'")
+    if scaling.clip in LEARNED:
+        if (scaling.clip, operand) not in (("lsq", "w"), ("lac", "a")) or site in ("embed", "head"):
+            raise UserError(
+                f"{where}{scaling.clip} on {operand} at '{site}': lsq is for weights, lac for activations of linear "
+                "layers in the blocks"
+            )
+        if scaling.stochastic or scaling.scale_type != "f32":
+            raise UserError(f"{where}{scaling.clip} on {operand}: learned scales are f32 and round to nearest")
+
+
+def native_codes(
+    where: str,
     site: str,
-    operand: str,
-    cells: tuple[Quantization | None, ...],
-    operands: dict[str, tuple[Quantization | None, ...]],
-) -> None:
-    """Raises UserError for what has no native product: it runs int8 x int8 with one scale a channel or tensor."""
-    where = f"recipe '{recipe}': no native execution for {operand} at '{site}'"
-    for cell in cells:
-        if cell is None:
-            raise UserError(f"{where}: some layers are bf16, and all layers share one program; use simulated")
-        if cell.format.kind != "int" or cell.format.bits > 8 or cell.scaling.sharing == "group":
-            raise UserError(f"{where}: {cell}; native products take int2 to int8 per channel or tensor; use simulated")
-    if operand in ("a", "w") and any(cell is None for cell in operands["w" if operand == "a" else "a"]):
-        raise UserError(f"{where}: both weights and activations must be integers there; use simulated")
+    operands: Mapping[str, tuple[Quantization | None, ...]],
+    bound: Mapping[str, Scaling],
+    platform: str,
+) -> dict[str, Scaling]:
+    """The site's scalings with the dtype in which operands enter its native forward product: int4 (TPU) or int8 for
+    integers, float8 for OCP floats (not on TPU), one scale a channel or tensor.
+
+    Raises UserError for what has no native product.
+    """
+    found: dict[str, str] = {}
+    for operand in bound:
+        here = f"{where}no native execution for {operand} at '{site}'"
+        if operand not in ("a", "w"):
+            raise UserError(f"{here}: gradient products run in bf16; use simulated")
+        names = set()
+        for cell in operands[operand]:
+            if cell is None:
+                raise UserError(f"{here}: some layers are bf16, and all layers share one program; use simulated")
+            names.add(_code_dtype(cell))
+            if cell.scaling.sharing not in ("channel", "tensor") or cell.scaling.clip in LEARNED or "" in names:
+                raise UserError(
+                    f"{here}: {cell}; native products take int2 to int8, e4m3fn and e5m2 per channel or tensor; use "
+                    "simulated"
+                )
+        if len(names) > 1:
+            raise UserError(f"{here}: layers mix {' and '.join(sorted(names))}; use simulated")
+        found[operand] = names.pop()
+    if found and set(found) != {"a", "w"}:
+        raise UserError(f"{where}no native execution at '{site}': weights and activations must both be quantized there")
+    if len({dtype.startswith("int") for dtype in found.values()}) > 1:
+        raise UserError(f"{where}no native execution at '{site}': weights and activations mix integers and floats")
+    if platform == "tpu" and any(dtype.startswith("float8") for dtype in found.values()):
+        raise UserError(f"{where}no native execution at '{site}': these TPUs have no float8 products; use simulated")
+    narrow = platform == "tpu" and all(q.format.bits <= 4 for cells in operands.values() for q in cells if q)
+    dtypes = {operand: "int4" if narrow and dtype == "int8" else dtype for operand, dtype in found.items()}
+    return {operand: replace(scaling, codes=dtypes[operand]) for operand, scaling in bound.items()}
+
+
+def _code_dtype(quantization: Quantization) -> str:
+    """The dtype that holds all values of a format; empty if there is none that chips multiply."""
+    fmt = quantization.format
+    if fmt.kind == "int":
+        return "int8" if fmt.bits <= 8 else ""
+    return {"e4m3fn": "float8_e4m3fn", "mxfp8": "float8_e4m3fn", "e5m2": "float8_e5m2"}.get(fmt.name, "")
+
+
+def blank_grids(structure: Structure, layers: int) -> Grids:
+    """Grids of a structure with no numbers in them, for tracing shapes."""
+    grids: Grids = {}
+    for site, operand, _ in structure.entries():
+        shape = () if site in ("embed", "head") else (layers,)
+        blank = jax.tree.map(lambda _, shape=shape: np.ones(shape, np.float32), BF16.grid())
+        grids.setdefault(site, {})[operand] = blank
+    return grids
 
 
 def _stack(cells: tuple[Quantization | None, ...], scalar: bool) -> Grid:
@@ -142,7 +223,7 @@ def _operand_columns(name: str, quantization: Quantization | None) -> dict[str, 
         f"{name}_exponent": float(format_.exponent),
         f"{name}_mantissa": float(format_.mantissa),
         f"{name}_scale": scaling.sharing if scaling else "none",
-        f"{name}_group": float(scaling.group) if scaling and scaling.sharing == "group" else float("inf"),
+        f"{name}_group": float(scaling.group) if scaling and scaling.group else float("inf"),
         f"{name}_scale_type": scaling.scale_type if scaling else "none",
     }
 

@@ -4,9 +4,9 @@ AQT's DotGeneral carries the three products of a linear layer (forward, input gr
 gradient. Its quantizer is ours (`GridQuantizer`): values go through traced grids in float32 and come back dequantized
 in the compute dtype before each product, so every format of one scale structure runs in one executable.
 
-Execution `native` runs the forward product of linear layers in int8 x int8 → int32 with the scales applied to the
-output; its gradient products take the same codes back in the compute dtype. It differs from `simulated` by the rounding
-of output and scales to the compute dtype.
+Execution `native` runs the forward product of linear layers on codes, int8 or int4 → int32 or fp8 → float32, with the
+scales applied to the output; its gradient products take the same codes back in the compute dtype. It differs from
+`simulated` by the rounding of output and scales to the compute dtype.
 
 Straight-through estimator: gradients pass the rounding unchanged, and the gradient products use the forward pass's
 quantized operands (`Structure.backward`). An operand of a gradient product with a quantization of its own (Sun et al.
@@ -26,7 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from precisionlm.precision.binding import Structure
 from precisionlm.precision.formats import Grid, round_to_grid
-from precisionlm.precision.scaling import Scaling, scale_of
+from precisionlm.precision.scaling import LEARNED, Scaling, scale_of
 
 _GRADIENT_OPERANDS = ("dgrad_dy", "dgrad_w", "wgrad_dy", "wgrad_x")
 TAG = "quantized:"  # prefix of the names that mark quantized values in a program, for audit.py and remat policies
@@ -43,7 +43,8 @@ def quantize(
     """x rounded to the grid under its scales, in x's dtype; no gradient rule.
 
     Arithmetic is float32: q = round(x * (1 / s)), result q * s. axis: who shares a channel or group scale (groups run
-    along the last of several axes). key: for stochastic rounding. magnitude: max|x| along the axis, where known.
+    along the last of several axes). key: for stochastic rounding. magnitude: what maps to the largest value, one a
+    sharer, where known (`scaling.magnitude_of`).
     """
     if x.dtype == jnp.bfloat16 and magnitude is None:
         # Two passes over x follow. The barrier makes both read the bf16 values from memory; without it compilers hand
@@ -105,8 +106,8 @@ class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
     """AQT's quantizer of one product's two operands. lhs, rhs: (tag, scaling) or None for an unquantized operand.
     rhs_master: rhs in float32, to quantize from, where rhs is a copy of it in a shorter dtype. lhs_magnitude: max|lhs|
     along its contracted axis, where known. rhs_axis: along which the scales of rhs run, if not the contracted one.
-    dtype: in which operands enter the product, if not their own. native: hand on int8 codes and scales instead of
-    dequantized values."""
+    dtype: in which operands enter the product, if not their own. rotate: size of Hadamard blocks of both operands along
+    the contracted axis. Where `scaling.codes` names a dtype, codes and scales are handed on, not dequantized values."""
 
     lhs: Any = utils.static_field(default=None)
     rhs: Any = utils.static_field(default=None)
@@ -116,7 +117,7 @@ class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
     lhs_magnitude: Any = utils.dynamic_field(default=None)
     rhs_axis: Any = utils.static_field(default=None)
     dtype: Any = utils.static_field(default=None)
-    native: bool = utils.static_field(default=False)
+    rotate: int = utils.static_field(default=0)
     key: Any = utils.dynamic_field(default=None)
 
     def init_calibration(self):
@@ -127,10 +128,14 @@ class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
         if self.rhs_axis is not None:
             rhs_axes = (self.rhs_axis,)
         keys = jax.random.split(self.key) if self.key is not None else (None, None)
-        tensor = _int8_tensor if self.native else partial(_quantized_tensor, dtype=self.dtype)
+        master = self.rhs_master
+        if self.rotate:
+            lhs, rhs = (block_hadamard(x, a[-1], self.rotate) for x, a in ((lhs, lhs_axes), (rhs, rhs_axes)))
+            master = None if master is None else block_hadamard(master, rhs_axes[-1], self.rotate)
+        tensor = partial(_operand_tensor, dtype=self.dtype)
         return (
             (lhs, tensor(lhs, lhs_axes, self.lhs, self.lhs_grid, keys[0], magnitude=self.lhs_magnitude)),
-            (rhs, tensor(rhs, rhs_axes, self.rhs, self.rhs_grid, keys[1], master=self.rhs_master)),
+            (rhs, tensor(rhs, rhs_axes, self.rhs, self.rhs_grid, keys[1], master=master)),
         )
 
     def calculate_qvalue(self, lhs, lhs_qt, rhs, rhs_qt):
@@ -147,25 +152,23 @@ class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
         self.key = lhs_context.key
 
 
-def _quantized_tensor(x, axes, operand, grid, key, master=None, magnitude=None, dtype=None):
-    """x as AQT's QTensor holding dequantized values under a scale of one: AQT then multiplies by exact ones only, and
-    may reuse the value in the gradient products whatever the number and shape of the real scales."""
+def _operand_tensor(x, axes, operand, grid, key, master=None, magnitude=None, dtype=None):
+    """x as AQT's QTensor. In simulation it holds dequantized values under a scale of one: AQT then multiplies by exact
+    ones only, and may reuse the value in the gradient products whatever the number and shape of the real scales. For a
+    native product it holds codes under their scale, and AQT scales the output."""
     x = x.astype(dtype or x.dtype)
-    value = x
+    value, scale = x, jnp.ones((1,) * x.ndim, x.dtype)
     if operand is not None:
         tag, scaling = operand
-        quantized = quantize(x if master is None else master, tuple(axes), scaling, grid, key, magnitude)
-        value = checkpoint_name(quantized.astype(x.dtype), TAG + tag)
-    ones = jnp.ones((1,) * x.ndim, x.dtype)
-    return aqt_tensor.QTensor(qvalue=value, scale=[ones], scale_t=None, bias=[], dequant_dtype=x.dtype)
-
-
-def _int8_tensor(x, axes, operand, grid, key, master=None, magnitude=None):
-    """x as AQT's QTensor of int8 codes under its scale: the product runs in int8 and AQT scales the output."""
-    tag, scaling = operand
-    y = (x if master is None else master).astype(jnp.float32)
-    codes, scale = _codes(y, tuple(axes), scaling, grid, key, magnitude)
-    value = checkpoint_name(codes.astype(jnp.int8), TAG + tag)
+        precise = x if master is None else master
+        if scaling.codes:
+            codes, scale = _codes(precise.astype(jnp.float32), tuple(axes), scaling, grid, key, magnitude)
+            # AQT multiplies int4 as int8 where the host is a CPU, also when it compiles for a TPU: `_product` narrows.
+            codes = codes.astype("int8" if scaling.codes == "int4" else scaling.codes)
+            value = checkpoint_name(codes, TAG + tag)
+        else:
+            quantized = quantize(precise, tuple(axes), scaling, grid, key, magnitude)
+            value = checkpoint_name(quantized.astype(x.dtype), TAG + tag)
     return aqt_tensor.QTensor(qvalue=value, scale=[scale], scale_t=None, bias=[], dequant_dtype=x.dtype)
 
 
@@ -186,12 +189,13 @@ def dot_general(
     quantized from them, which is more exact and costs no pass over the copy. magnitude: max|lhs| along the contracted
     axis, where its producer knows it. rhs_axis: along which scales of rhs run, if not the contracted axis.
     """
-    scaled = {o: (f"{site}.{o}", s) for o, s in structure.site(site).items()}
+    # Operands with learned scales come quantized (`precision.learned`).
+    scaled = {o: (f"{site}.{o}", s) for o, s in structure.site(site).items() if s.clip not in LEARNED}
     grid = dict(grids or {})
     left, right = operands
     if not any(name in scaled for name in (*operands, *_GRADIENT_OPERANDS)):
         return lax.dot_general
-    native = structure.execution == "native" and site != "attention"
+    native = tuple(scaled[o][1].codes if o in scaled else "" for o in operands)
     reuse = structure.backward == "quantized"
 
     def quantizer(lhs: str, rhs: str, salt: int, dtype: Any) -> GridQuantizer:
@@ -204,6 +208,7 @@ def dot_general(
             lhs_magnitude=magnitude if lhs == left and lhs in scaled else None,
             rhs_master=master if rhs in (right, "dgrad_w") and rhs in scaled else None,
             rhs_axis=rhs_axis if rhs == right else None,
+            rotate=scaled[lhs][1].rotate if lhs in scaled and lhs != left else 0,
             dtype=dtype,
             key=jax.random.fold_in(key, salt) if stochastic and key is not None else None,
         )
@@ -216,10 +221,11 @@ def dot_general(
         for raw in (aqt.fwd, aqt.dlhs, aqt.drhs):
             raw.lhs.dequant_mode = raw.rhs.dequant_mode = config.DequantMode.THIS_INPUT
             raw.dot_general = partial(_product, result=result)
-        if native:
-            aqt.fwd.dg_quantizer.native = True
+        if any(native):
             aqt.fwd.lhs.dequant_mode = aqt.fwd.rhs.dequant_mode = config.DequantMode.OUTPUT
-            aqt.fwd.dg_accumulator_dtype = jnp.int32
+            integers = native[0].startswith("int")
+            aqt.fwd.dg_accumulator_dtype = jnp.int32 if integers else None
+            aqt.fwd.dot_general = partial(_product, result=jnp.int32 if integers else jnp.float32, codes=native)
         aqt.dlhs.rhs.use_fwd_quant = reuse and right in scaled and "dgrad_w" not in scaled
         aqt.drhs.rhs.use_fwd_quant = reuse and left in scaled and "wgrad_x" not in scaled
         return aqt
@@ -235,7 +241,9 @@ def dot_general(
     return product
 
 
-def _product(lhs, rhs, dimension_numbers, preferred_element_type=None, precision=None, result=None):
+def _product(lhs, rhs, dimension_numbers, preferred_element_type=None, precision=None, result=None, codes=()):
     # AQT asks for DEFAULT precision, which truncates float32 operands to bf16 on TPU.
     precision = lax.Precision.HIGHEST if lhs.dtype == jnp.float32 else lax.Precision.DEFAULT
+    if codes:
+        lhs, rhs = lhs.astype(codes[0]), rhs.astype(codes[1])
     return lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type or result)

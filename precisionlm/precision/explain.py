@@ -35,7 +35,7 @@ def bits_per_value(quantization: Quantization | None, axis: int | None = None) -
     if quantization is None:
         return BF16.bits
     scaling = quantization.scaling
-    sharers = {"group": scaling.group, "channel": axis, "tensor": None}[scaling.sharing]
+    sharers = {"group": scaling.group, "block": scaling.group**2, "channel": axis, "tensor": None}[scaling.sharing]
     return quantization.format.bits + (SCALE_BITS[scaling.scale_type] / sharers if sharers else 0.0)
 
 
@@ -61,6 +61,7 @@ def _row(site: str, operand: str, quantization: Quantization, layers: Any) -> di
     scaling, fmt = quantization.scaling, quantization.format
     sharing = {
         "group": f"groups of {scaling.group}",
+        "block": f"{scaling.group} x {scaling.group} block",
         "tensor": "whole tensor",
         "channel": _SHARERS.get(operand, "token"),
     }[scaling.sharing]

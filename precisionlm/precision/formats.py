@@ -186,7 +186,8 @@ def power_of_two_below(x: jax.Array) -> jax.Array:
 
 
 def round_to_grid(x: jax.Array, grid: Grid, noise: jax.Array | None = None) -> jax.Array:
-    """Nearest value of the grid, ties to even, saturating; with `noise` uniform in [0, 1) stochastic and unbiased.
+    """Nearest value of the grid, ties to even (up where there are no mantissa bits), saturating; with `noise` uniform
+    in [0, 1) stochastic and unbiased.
 
     x: float32, already divided by its scale, any shape. noise: same shape. Zeros come out positive.
     """

@@ -6,7 +6,7 @@ sites     = site { "|" site }                    qkv out gate_up down attention 
 body      = entry { "," entry } { "-" modifier }
 entry     = { OPERAND bits } | OPERANDS "=" format { "/" modifier } | format
 OPERAND   = W A KV Q K V S G P1…P6               S: attention probabilities; G: output gradients; P: Sun et al. 2025
-modifier  = g<N> tensor channel token e8m0 sbf16 se4m3 edge mse sr had<N>
+modifier  = g<N> b<N> tensor channel token e8m0 sbf16 se4m3 edge mse lsq lac sr had<N>
 
 W4A8KV8 · W4A4-g128 · W8A8@down:A8 · W=e4m3,A=e4m3,P246=e2m1 · mxfp4 · W4A4@first:bf16 · W4,A=int8/tensor
 """
@@ -49,6 +49,7 @@ _MODIFIERS = [
     "g32",
     "g64",
     "g128",
+    "b128",
     "tensor",
     "channel",
     "token",
@@ -57,6 +58,8 @@ _MODIFIERS = [
     "se4m3",
     "edge",
     "mse",
+    "lsq",
+    "lac",
     "sr",
     "had64",
 ]
@@ -237,13 +240,13 @@ def _modified(quantization: Quantization, modifiers: list[str], text: str) -> Qu
         return None
     scaling = quantization.scaling
     for word in modifiers:
-        if match := re.fullmatch(r"g([1-9]\d*)", word):
-            scaling = replace(scaling, sharing="group", group=int(match[1]))
+        if match := re.fullmatch(r"([gb])([1-9]\d*)", word):
+            scaling = replace(scaling, sharing="group" if match[1] == "g" else "block", group=int(match[2]))
         elif word in ("tensor", "channel", "token"):
             scaling = replace(scaling, sharing="channel" if word == "token" else word, group=0)
         elif word in ("e8m0", "sbf16", "se4m3"):
             scaling = replace(scaling, scale_type=word.removeprefix("s"))
-        elif word in ("edge", "mse"):
+        elif word in ("edge", "mse", "lsq", "lac"):
             scaling = replace(scaling, clip=word)
         elif match := re.fullmatch(r"had(\d+)", word):
             scaling = replace(scaling, rotate=_block(int(match[1]), text))
@@ -258,7 +261,7 @@ def _modifier_words(quantization: Quantization) -> list[str]:
     preset = _PRESETS.get(quantization.format.name, ("", Scaling()))[1]
     scaling, words = quantization.scaling, []
     if (scaling.sharing, scaling.group) != (preset.sharing, preset.group):
-        words.append(f"g{scaling.group}" if scaling.sharing == "group" else scaling.sharing)
+        words.append(f"{scaling.sharing[0]}{scaling.group}" if scaling.group else scaling.sharing)
     if scaling.scale_type != preset.scale_type:
         words.append(scaling.scale_type if scaling.scale_type == "e8m0" else f"s{scaling.scale_type}")
     words += [scaling.clip] * (scaling.clip != "absmax") + ["sr"] * scaling.stochastic

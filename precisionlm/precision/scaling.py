@@ -1,8 +1,8 @@
 """Who shares a scale, and what number the scale is.
 
 Scales are computed in float32 over one axis of a tensor: the axis that its matrix product contracts (or, for attention
-values, the head axis, so that no scale is shared over time). Group scales are broadcast, never tiled: a product with
-groups stays one product.
+values, the head axis, so that no scale is shared over time). Group and block scales are broadcast, never tiled: a
+product with groups stays one product.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from jax.ad_checkpoint import checkpoint_name
 from precisionlm.precision.formats import Grid, power_of_two_below
 
 SCALE_TAG = "scale"
-SHARINGS = ("tensor", "channel", "group")
-CLIPPINGS = ("absmax", "edge", "mse")
+SHARINGS = ("tensor", "channel", "group", "block")
+CLIPPINGS = ("absmax", "edge", "mse", "lsq", "lac")
+LEARNED = ("lsq", "lac")
 SCALE_TYPES = ("f32", "bf16", "e8m0", "e4m3")
 
 
@@ -24,12 +25,15 @@ class Scaling:
     """How one operand is scaled: the part of a quantization that decides a program's structure.
 
     sharing: tensor (one scale), channel (all values along the axis: a weight's output channel, an activation's token),
-    group (`group` consecutive values along the axis). scale_type: f32; bf16; e8m0 (powers of two by the OCP MX 1.0
-    floor rule); e4m3 (block scales in E4M3 under one float32 scale a tensor, as NVFP4).
+    group (`group` consecutive values along the axis), block (`group` x `group` weights along input and output: the same
+    scales for the forward product and the input gradient's, as DeepSeek-V3). scale_type: f32; bf16; e8m0 (powers of two
+    by the OCP MX 1.0 floor rule); e4m3 (block scales in E4M3 under one float32 scale a tensor, as NVFP4).
     clip: absmax (the largest magnitude maps to the largest value), edge (to the outer edge of the last bucket, AQT's
-    default) or mse (the scale is a multiple of the root mean square, the best one for a normal variable: QuEST).
-    stochastic: stochastic rounding. rotate: size of the block-Hadamard transform of a linear layer's input and weights
-    before they are quantized (QuEST, Quartet); 0 for none.
+    default), mse (the scale is a multiple of the root mean square, the best one for a normal variable: QuEST), or a
+    trained parameter: lsq, the step size of weights, and lac, the share of the largest magnitude that activations keep
+    (`precision.learned`). stochastic: stochastic rounding. rotate: size of the block-Hadamard transform of a product's
+    two operands along the contracted axis before they are quantized (QuEST, Quartet); 0 for none. codes: dtype in which
+    values enter a native product; empty in simulation.
     """
 
     sharing: str = "channel"
@@ -38,6 +42,7 @@ class Scaling:
     clip: str = "absmax"
     stochastic: bool = False
     rotate: int = 0
+    codes: str = ""
 
 
 def scale_of(
@@ -45,40 +50,85 @@ def scale_of(
 ) -> jax.Array:
     """The float32 scale s of each value, so that x / s fits the grid. Broadcastable against x; zero groups give a
     finite scale. x: float32. axis: who shares a channel or group scale; groups run along the last of several axes.
-    magnitude: max|x| along the axis, where it is known already; used for channel scales.
+    magnitude: `magnitude_of(x, ...)` where it is known already.
 
     The scales themselves, one a sharer, are named SCALE_TAG: small, and worth saving for the backward pass, where
     computing them again would be a pass over x.
     """
+    if magnitude is None or (scaling.sharing != "channel" and scaling.clip not in LEARNED) or scaling.clip == "mse":
+        magnitude = magnitude_of(x, axis, scaling, grid)
+    scale = checkpoint_name(_from_magnitude(magnitude, scaling, grid), SCALE_TAG)
+    return spread(scale, x.shape, axis, scaling)
+
+
+def magnitude_of(x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid) -> jax.Array:
+    """What maps to the grid's bound, one a sharer (`shape_of_scales`): the largest magnitude, or the clipping point
+    that suits a normal variable."""
+    parts, reduced = _partition(x.shape, axis, scaling)
+    groups = x.reshape(parts)
+    if scaling.clip in ("mse", "lsq"):
+        return jnp.sqrt(jnp.mean(groups**2, axis=reduced, keepdims=True)) * grid.reach
+    return jnp.max(jnp.abs(groups), axis=reduced, keepdims=True)
+
+
+def spread(per_sharer: jax.Array, shape: tuple[int, ...], axis: int | tuple[int, ...], scaling: Scaling) -> jax.Array:
+    """One number a sharer → broadcastable against an array of that shape."""
+    if scaling.sharing in ("tensor", "channel"):
+        return per_sharer
+    return jnp.broadcast_to(per_sharer, _partition(shape, axis, scaling)[0]).reshape(shape)
+
+
+def shape_of_scales(shape: tuple[int, ...], axis: int | tuple[int, ...], scaling: Scaling) -> tuple[int, ...]:
+    """The shape of one number a sharer, for an array of that shape."""
+    parts, reduced = _partition(shape, axis, scaling)
+    return tuple(1 if i in reduced else size for i, size in enumerate(parts))
+
+
+def gather(values: jax.Array, axis: int | tuple[int, ...], scaling: Scaling) -> jax.Array:
+    """The sum of `values` over each sharer: the transpose of `spread`."""
+    parts, reduced = _partition(values.shape, axis, scaling)
+    return jnp.sum(values.reshape(parts), axis=reduced, keepdims=True)
+
+
+def _partition(
+    shape: tuple[int, ...], axis: int | tuple[int, ...], scaling: Scaling
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(shape with the sharers' axes split off, axes over which a scale is shared)."""
+    axes = tuple(a % len(shape) for a in ((axis,) if isinstance(axis, int) else axis))
+    if scaling.sharing == "tensor":
+        return shape, tuple(range(len(shape)))
+    if scaling.sharing == "channel":
+        return shape, axes
+    n = scaling.group
     if scaling.sharing == "group":
-        axis = (axis if isinstance(axis, int) else axis[-1]) % x.ndim
-        groups = x.reshape(*x.shape[:axis], -1, scaling.group, *x.shape[axis + 1 :])
-        scale = checkpoint_name(_from_magnitude(_magnitude(groups, axis + 1, scaling, grid), scaling, grid), SCALE_TAG)
-        return jnp.broadcast_to(scale, groups.shape).reshape(x.shape)
-    if magnitude is None or scaling.sharing == "tensor" or scaling.clip == "mse":
-        magnitude = _magnitude(x, None if scaling.sharing == "tensor" else axis, scaling, grid)
-    return checkpoint_name(_from_magnitude(magnitude, scaling, grid), SCALE_TAG)
-
-
-def _magnitude(x: jax.Array, axis: int | tuple[int, ...] | None, scaling: Scaling, grid: Grid) -> jax.Array:
-    """What maps to the grid's bound: the largest magnitude, or the clipping point that suits a normal variable."""
-    if scaling.clip == "mse":
-        return jnp.sqrt(jnp.mean(x**2, axis=axis, keepdims=True)) * grid.reach
-    return jnp.max(jnp.abs(x), axis=axis, keepdims=True)
+        return (*shape[: axes[-1]], shape[axes[-1]] // n, n, *shape[axes[-1] + 1 :]), (axes[-1] + 1,)
+    blocked = (shape[0] // n, n, *shape[1:-1], shape[-1] // n, n)
+    return blocked, (1, len(blocked) - 1)
 
 
 def _from_magnitude(amax: jax.Array, scaling: Scaling, grid: Grid) -> jax.Array:
     """The scale of values whose largest magnitude is amax."""
-    amax = jnp.where(amax == 0, 1.0, amax)
     if scaling.scale_type == "e8m0":
         # OCP MX 1.0 §6.3: 2^(floor(log2 amax) - emax); magnitudes above the largest value saturate.
         largest = power_of_two_below(jnp.asarray(grid.qmax))
-        return jnp.maximum(power_of_two_below(amax) / largest, 2.0**-126)
-    scale = amax / grid.bound
+        floor = power_of_two_below(jnp.where(amax == 0, 1.0, amax))
+        return jnp.maximum(floor / largest, 2.0**-126)
+    if scaling.scale_type == "e4m3":
+        tensor_scale = _exact(_at_least(jnp.max(amax)) / (448.0 * grid.bound))
+        blocks = jnp.clip(amax / grid.bound / tensor_scale, 2.0**-9, 448.0).astype(jnp.float8_e4m3fn)
+        return _exact(blocks.astype(jnp.float32) * tensor_scale)
+    scale = _at_least(amax) / grid.bound
     if scaling.scale_type == "bf16":
         return scale.astype(jnp.bfloat16).astype(jnp.float32)
-    if scaling.scale_type == "e4m3":
-        tensor_scale = jnp.max(amax) / (448.0 * grid.bound)
-        blocks = jnp.clip(scale / tensor_scale, 2.0**-9, 448.0).astype(jnp.float8_e4m3fn).astype(jnp.float32)
-        return blocks * tensor_scale
-    return scale
+    return _exact(scale)
+
+
+def _at_least(amax: jax.Array) -> jax.Array:
+    """amax, but 1 where it is so small that a scale made from it might leave float32's normal numbers: those values
+    become zeros."""
+    return jnp.where(amax < 2.0**-60, 1.0, amax)
+
+
+def _exact(scale: jax.Array) -> jax.Array:
+    """The scale as it was rounded: without this, compilers turn 1 / (a / b) into b / a."""
+    return jax.lax.reduce_precision(scale, exponent_bits=8, mantissa_bits=23)

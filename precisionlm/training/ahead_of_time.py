@@ -130,7 +130,8 @@ def _program_key(e: Experiment, with_model: bool = True) -> str:
 
 def _bound(e: Experiment) -> tuple[Structure, Grids]:
     sizes = axis_sizes(e.model, e.data.sequence_length)
-    return bind(parse_recipe(e.precision.recipe), e.model.layers, sizes, e.precision.backward, e.precision.execution)
+    recipe = parse_recipe(e.precision.recipe)
+    return bind(recipe, e.model.layers, sizes, e.precision.backward, e.precision.execution, "tpu")
 
 
 def _without_program(e: Experiment, topology: str, status: str, detail: str, seconds: float = 0.0) -> Report:

@@ -22,7 +22,7 @@ from precisionlm.training.measure import operand_values
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import Run, evaluation_row, prepare_run, result_row
 from precisionlm.training.run_directory import MetricsLog, RunDirectory, read_metrics
-from precisionlm.training.step import State, abstract_state, initial_state, train_step
+from precisionlm.training.step import State, abstract_state, initial_state, train_step, without_learned_scales
 
 Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss in nats/token)
 _SKIPS_UNTIL_DIVERGED = 100  # steps in a row without a finite gradient, under on_nan: skip
@@ -89,7 +89,7 @@ def _train(
     batches, began = run.train_batches(), time.monotonic()
     start, state, position = checkpoints.restore(abstract_state(run.program)) or (0, None, None)
     if state is None:
-        state = initial_state(run.program, run.experiment.training.seed)
+        state = initial_state(run.program, run.experiment.training.seed, run.grids)
     if position is not None:
         batches.set_state(position["data"])
         began -= position["wall_seconds"]
@@ -205,5 +205,5 @@ def _evaluations(run: Run, state: State) -> list[dict[str, Any]]:
     rows = [evaluation_row("trained", evaluate(run.program, state["params"], batches, run.grids))]
     if run.experiment.training.eval_bf16 and run.recipe.quantized():
         plain = replace(run.program, structure=Structure())
-        rows.append(evaluation_row("bf16", evaluate(plain, state["params"], batches, {})))
+        rows.append(evaluation_row("bf16", evaluate(plain, without_learned_scales(state["params"]), batches, {})))
     return rows

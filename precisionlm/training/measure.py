@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from precisionlm.model.linear import operand_statistics
+from precisionlm.model.linear import operand_statistics, rotated
 from precisionlm.precision.binding import Grids
 from precisionlm.precision.formats import Grid
 from precisionlm.precision.scaling import Scaling
@@ -45,7 +45,7 @@ def _measure(program: Program, params: Any, tokens_BT1: jax.Array, grids: Grids)
 
 
 def _statistics_of(axis: Any, scaling: Scaling, dy: jax.Array, grid: Grid) -> dict[str, jax.Array]:
-    return operand_statistics(dy, axis, scaling, grid)
+    return operand_statistics(rotated(dy, axis, scaling), axis, scaling, grid)
 
 
 def _output_gradients(program: Program, params: Any, tokens_BT1: jax.Array, grids: Grids) -> dict[str, jax.Array]:

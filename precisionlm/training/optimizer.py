@@ -8,6 +8,9 @@ import optax
 
 from precisionlm.config import Experiment
 
+LEARNED_SCALES = ("w_clip", "a_clip")  # of precision.learned
+_NO_MATRICES = ("scale", *LEARNED_SCALES)
+
 Hyper = dict[str, Any]  # name → float or float32 scalar
 
 
@@ -18,6 +21,7 @@ def hyperparameters(experiment: Experiment) -> Hyper:
     depth = (o.depth_scale / experiment.model.layers) ** 0.5 if o.depth_scale else 1.0
     return {
         "learning_rate": o.learning_rate * depth,
+        "scale_learning_rate": o.scale_learning_rate,
         "steps": float(steps),
         "warmup": float(min(warmup, steps)),
         "decay_fraction": o.decay_fraction,
@@ -56,4 +60,10 @@ def adamw(h: Hyper) -> optax.GradientTransformation:
 
 
 def _is_matrix(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in _NO_MATRICES, params)
+
+
+def learning_rates(params: Any, rate: jax.Array, h: Hyper) -> Any:
+    """The rate of every parameter: `rate`, and for learned scales its share of the peak times their own peak."""
+    own = rate * (h["scale_learning_rate"] / h["learning_rate"])
+    return jax.tree_util.tree_map_with_path(lambda path, _: own if path[-1].key in LEARNED_SCALES else rate, params)

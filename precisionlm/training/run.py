@@ -84,6 +84,7 @@ def prepare_run(experiment: Experiment, devices: list[jax.Device] | None = None)
         axis_sizes(model, experiment.data.sequence_length),
         experiment.precision.backward,
         experiment.precision.execution,
+        mesh.devices.flat[0].platform,
     )
     identity = run_id(experiment, dataset.meta.train.sha256 + dataset.meta.validation.sha256)
     return Run(experiment, identity, dataset, recipe, program_of(experiment, structure, mesh), grids)

@@ -25,7 +25,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"out/w", P(None, "tensor", "fsdp")),
     (r"gate_up/w", P(None, "fsdp", None, "tensor")),
     (r"down/w", P(None, "tensor", "fsdp")),
-    (r"scale", P()),
+    (r"scale|[aw]_clip", P()),
     (r"step|count", P()),
 )
 

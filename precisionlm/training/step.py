@@ -1,5 +1,6 @@
 """The training and evaluation steps: built once for everything static, called with every number that a run varies."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -12,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 from precisionlm.config import Experiment, ModelConfig
 from precisionlm.model.transformer import Transformer
-from precisionlm.precision.binding import Grids, Structure
-from precisionlm.training.optimizer import Hyper, adamw, learning_rate
+from precisionlm.precision.binding import Grids, Structure, blank_grids
+from precisionlm.training.optimizer import LEARNED_SCALES, Hyper, adamw, learning_rate, learning_rates
 from precisionlm.training.sharding import batch_sharding, shardings
 
 State = dict[str, Any]  # params, opt_state, step
@@ -52,37 +53,51 @@ def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Prog
     )
 
 
-def initial_state(program: Program, seed: int) -> State:
-    """Fresh weights and optimizer moments. Equal seeds give equal weights whatever the recipe: precision is no part of
-    initialization."""
-    return _initializer(program.model, program.dtype, program.mesh)(jax.random.key(seed))
+def initial_state(program: Program, seed: int, grids: Grids) -> State:
+    """Fresh weights and optimizer moments. Equal seeds give equal weights whatever the recipe; precision is no part of
+    initialization but for learned scales, which start from the weights and their grids."""
+    structure = program.structure.trained()
+    needed = {site: {o: grids[site][o] for o in structure.site(site)} for site, _ in structure.sites}
+    return _initializer(program.model, structure, program.dtype, program.mesh)(jax.random.key(seed), needed)
 
 
 @cache
-def _initializer(model: ModelConfig, dtype: str, mesh: Mesh) -> Any:
-    init = partial(_init, Transformer(model, Structure(), dtype))
-    return jax.jit(init, out_shardings=shardings(jax.eval_shape(init, jax.random.key(0)), mesh))
+def _initializer(model: ModelConfig, structure: Structure, dtype: str, mesh: Mesh) -> Any:
+    init = partial(_init, model, structure, dtype)
+    return jax.jit(init, out_shardings=shardings(_state_shapes(model, structure, dtype), mesh))
 
 
-def _init(transformer: Transformer, key: jax.Array) -> State:
-    params = transformer.init(key, jnp.zeros((1, 2), jnp.int32), {})["params"]
+def _init(model: ModelConfig, structure: Structure, dtype: str, key: jax.Array, grids: Grids) -> State:
+    tokens_BT = jnp.zeros((1, 2), jnp.int32)
+    params = Transformer(model, Structure(), dtype).init(key, tokens_BT, {})["params"]
+    if structure.sites:  # learned scales come to finished weights: a module with more parameters draws other weights
+        transformer, rngs = Transformer(model, structure, dtype), {"params": key}
+        params = transformer.apply({"params": params}, tokens_BT, grids, mutable="params", rngs=rngs)[1]["params"]
     moments = adamw(dict.fromkeys(("clip_norm", "beta1", "beta2", "epsilon", "weight_decay"), 0.0)).init(params)
     return {"params": params, "opt_state": moments, "step": jnp.zeros((), jnp.int32)}
 
 
 @cache
-def _state_shapes(model: ModelConfig, dtype: str) -> Any:
-    return jax.eval_shape(partial(_init, Transformer(model, Structure(), dtype)), jax.random.key(0))
+def _state_shapes(model: ModelConfig, structure: Structure, dtype: str) -> Any:
+    grids = blank_grids(structure, model.layers)
+    return jax.eval_shape(partial(_init, model, structure, dtype), jax.random.key(0), grids)
 
 
 def abstract_state(program: Program) -> State:
     """Shapes, dtypes and shardings of the state, without making it."""
-    shapes = _state_shapes(program.model, program.dtype)
+    shapes = _state_shapes(program.model, program.structure.trained(), program.dtype)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         shardings(shapes, program.mesh),
     )
+
+
+def without_learned_scales(params: Any) -> Any:
+    """The parameters of the same model at bf16."""
+    if not isinstance(params, Mapping):
+        return params
+    return {name: without_learned_scales(leaf) for name, leaf in params.items() if name not in LEARNED_SCALES}
 
 
 def token_losses(
@@ -115,7 +130,8 @@ def update(program: Program, state: State, tokens_BT1: jax.Array, grids: Grids, 
     grad_norm = optax.tree.norm(gradients)
     rate = learning_rate(program.schedule, state["step"], hyper)
     direction, opt_state = adamw(hyper).update(gradients, state["opt_state"], state["params"])
-    params = jax.tree.map(lambda p, u: p - rate * u, state["params"], direction)
+    rates = learning_rates(state["params"], rate, hyper)
+    params = jax.tree.map(lambda p, u, r: p - r * u, state["params"], direction, rates)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     if program.skip_nan:
         params, opt_state = jax.tree.map(

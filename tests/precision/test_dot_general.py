@@ -213,9 +213,65 @@ def test_hadamard_blocks_are_orthonormal_and_leave_products_alone():
     np.testing.assert_allclose(np.abs(block_hadamard(spike, 1, 64)), 1.0, atol=1e-6)
 
 
+def test_weight_blocks_share_a_scale_both_ways():
+    """DeepSeek-V3's square blocks: the forward product and the input gradient's see the same quantized weights."""
+    product, grids, structure = product_of("W=int4/b16,P4=int4/b16")
+    scaling = structure.site("qkv")["w"]
+    q = np.asarray(quantize(jnp.asarray(W), 0, scaling, grids["w"]))
+    blocks = W.reshape(16, 16, 2, 16).swapaxes(1, 2)
+    scale = np.abs(blocks).max((2, 3), keepdims=True) / np.float32(7)
+    reference = (np.rint(blocks * (1 / scale)) * scale).swapaxes(1, 2).reshape(W.shape)
+    np.testing.assert_allclose(q, reference, rtol=3e-7, atol=0)
+    np.testing.assert_array_equal(q, quantize(jnp.asarray(W), 1, structure.site("qkv")["dgrad_w"], grids["dgrad_w"]))
+    dx = jax.jit(lambda x: jax.vjp(lambda x: product(x, W, grids), x)[1](jnp.ones((64, 32)))[0])(X)
+    np.testing.assert_allclose(dx, np.ones((64, 32)) @ q.T, rtol=1e-5, atol=1e-5)
+    three_axes = jnp.asarray(W).reshape(256, 2, 16)  # as gate and up: a block stays within one of them
+    np.testing.assert_array_equal(quantize(three_axes, 0, scaling, grids["w"]).reshape(W.shape), q)
+
+
+def test_gradient_products_rotate_both_operands():
+    recipe = "P34=int4/had32,P56=int4/had16"
+    product, grids, structure = product_of(recipe)
+    operands = structure.site("qkv")
+    dy = jax.random.normal(jax.random.key(2), (64, 32))
+    dx, dw = jax.jit(lambda x, w: jax.vjp(lambda x, w: product(x, w, grids), x, w)[1](dy))(X, W)
+
+    def q(value, axis, name, size):
+        return quantize(block_hadamard(jnp.asarray(value), axis, size), axis, operands[name], grids[name])
+
+    np.testing.assert_allclose(dx, q(dy, 1, "dgrad_dy", 32) @ q(W, 1, "dgrad_w", 32).T, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(dw, q(X, 0, "wgrad_x", 16).T @ q(dy, 0, "wgrad_dy", 16), rtol=1e-5, atol=1e-4)
+    # An outlier spread over its block costs less than one that sets the scale of all.
+    spiky = np.array(dy)
+    spiky[:, 3] *= 50
+    errors = []
+    for text in (recipe, "P34=int4,P56=int4"):
+        f, g, _ = product_of(text)
+        found = jax.jit(lambda x, w, f=f, g=g: jax.vjp(lambda x, w: f(x, w, g), x, w)[1](spiky)[0])(X, W)
+        errors.append(np.abs(np.asarray(found) - spiky @ W.T).mean())
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sizes", "message"),
+    [
+        ("G=int4/had32", {}, "needs the same on dgrad_w"),
+        ("P34=int4/had32,P56=int4/had64", {"qkv": {"wgrad_dy": 96, "wgrad_x": 96}}, "had64 does not fit wgrad"),
+        ("W4@head:W=int4/had32", {}, "does not fit w at 'head'"),
+        ("A=int4/b16", {}, "blocks of two dimensions are for weights"),
+        ("W=int4/b64", {"qkv": {"w": 128, "dgrad_w": 96}}, "block size 64 does not divide the 96 rows"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(recipe, sizes, message):
+    with pytest.raises(UserError, match=message):
+        bind(parse_recipe(recipe), 2, sizes)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("recipe", ["W8A8", "W4A8", "W2A3", "W8,A=int8/tensor"])
-def test_native_int8_agrees_with_simulated_to_output_rounding(recipe, dtype):
+@pytest.mark.parametrize(
+    "recipe", ["W8A8", "W4A8", "W2A3", "W8,A=int8/tensor", "W=e4m3fn,A=e4m3fn", "W=e4m3fn,A=e5m2/tensor"]
+)
+def test_native_agrees_with_simulated_to_output_rounding(recipe, dtype):
     simulated, grids = bind(parse_recipe(recipe), 1, {})
     native, _ = bind(parse_recipe(recipe), 1, {}, execution="native")
     layer = jax.tree.map(lambda leaf: leaf[0], grids["qkv"])
@@ -233,11 +289,25 @@ def test_native_int8_agrees_with_simulated_to_output_rounding(recipe, dtype):
         assert np.abs(a - b).max() <= bound * np.abs(a).max()
 
 
-def test_native_products_are_int8():
-    native, grids = bind(parse_recipe("W4A8"), 1, {}, execution="native")
+@pytest.mark.parametrize(
+    ("recipe", "platform", "lhs", "rhs", "result"),
+    [
+        ("W4A8", "tpu", "i8", "i8", "i32"),
+        ("W4A4", "tpu", "i4", "i4", "i32"),
+        ("W4A4", "gpu", "i8", "i8", "i32"),
+        ("W=e4m3fn,A=e5m2", "gpu", "f8E5M2", "f8E4M3FN", "f32"),
+    ],
+)
+def test_native_products_multiply_codes(recipe, platform, lhs, rhs, result):
+    native, grids = bind(parse_recipe(recipe), 1, {}, execution="native", platform=platform)
     layer = jax.tree.map(lambda leaf: leaf[0], grids["qkv"])
     text = jax.jit(lambda x, w: dot_general(native, "qkv", layer)(x, w, DN)).lower(X, W).as_text()
-    assert "(tensor<64x256xi8>, tensor<256x32xi8>) -> tensor<64x32xi32>" in text
+    assert f"(tensor<64x256x{lhs}>, tensor<256x32x{rhs}>) -> tensor<64x32x{result}>" in text
+
+
+def test_tpus_without_float8_say_so():
+    with pytest.raises(UserError, match="no float8 products"):
+        bind(parse_recipe("W=e4m3fn,A=e4m3fn"), 1, {}, execution="native", platform="tpu")
 
 
 @pytest.mark.parametrize(
@@ -246,8 +316,11 @@ def test_native_products_are_int8():
         ("W=e4m3,A=e4m3", "native products take int2 to int8"),
         ("W8A8-g32", "native products take int2 to int8"),
         ("W12A8", "native products take int2 to int8"),
-        ("W8", "both weights and activations"),
+        ("W8", "must both be quantized"),
         ("W8A8@first:bf16", "some layers are bf16"),
+        ("W=e4m3fn,A8", "mix integers and floats"),
+        ("W8A8,G=int8", "gradient products run in bf16"),
+        ("W=int8/lsq,A8", "native products take int2 to int8"),
     ],
 )
 def test_what_has_no_native_product_is_an_error(recipe, message):

@@ -27,7 +27,7 @@ def test_equals_quantizing_the_weights_by_recipe(experiment, weights):
     plain = prepare_run(with_recipe(experiment, "bf16"), ONE)
     word = f"int{weights}" if weights.isdigit() else weights
     quantized = prepare_run(with_recipe(experiment, f"W={word}"), ONE)
-    params = initial_state(plain.program, 0)["params"]
+    params = initial_state(plain.program, 0, {})["params"]
     rounded = round_to_nearest(params, weight_quantization(weights))
     batches = plain.validation_batches()
     by_ptq = evaluate(plain.program, rounded, batches, plain.grids)

@@ -31,7 +31,7 @@ def at(tokens_folder, recipe, **training):
 
 
 def losses(run, steps):
-    state, batches = initial_state(run.program, run.experiment.training.seed), run.train_batches()
+    state, batches = initial_state(run.program, run.experiment.training.seed, run.grids), run.train_batches()
     hyper, out = hyperparameters(run.experiment), []
     for _ in range(steps):
         tokens = place(next(batches)["tokens"], run.program)
@@ -51,7 +51,7 @@ def test_golden_losses(tokens_folder, recipe):
 
 def test_arms_are_paired(tokens_folder):
     runs = [prepare_run(at(tokens_folder, recipe), ONE) for recipe in ("bf16", "W3A8", "mxfp4")]
-    states = [initial_state(run.program, 0) for run in runs]
+    states = [initial_state(run.program, 0, run.grids) for run in runs]
     batches = [next(run.train_batches())["tokens"] for run in runs]
     for state, batch in zip(states[1:], batches[1:], strict=True):
         jax.tree.map(np.testing.assert_array_equal, state["params"], states[0]["params"])
@@ -81,7 +81,7 @@ def test_widths_and_lengths_share_one_executable(tokens_folder):
 
 def test_audit_proves_what_was_asked(tokens_folder):
     run = prepare_run(at(tokens_folder, "W3A8KV4,G=int8@down:A=e4m3@head:W8"), ONE)
-    report = audit_run(run, initial_state(run.program, 0))
+    report = audit_run(run, initial_state(run.program, 0, run.grids))
     found = {(entry["site"], entry["operand"]): entry for entry in report["operands"]}
     assert found["qkv", "w"]["formats"] == ["int3", "int3"] and found["down", "a"]["formats"] == ["e4m3", "e4m3"]
     assert found["attention", "k"]["products"] > 0 and ("attention", "q") not in found
@@ -105,7 +105,7 @@ def test_an_entry_that_reaches_no_product_is_an_error(tokens_folder):
 
 
 def audit_counts(run):
-    state = initial_state(run.program, 0)
+    state = initial_state(run.program, 0, run.grids)
     tokens = place(next(run.train_batches())["tokens"], run.program)
     hyper = hyperparameters(run.experiment)
     return audit.count_products(train_step(run.program).trace(state, tokens, run.grids, hyper, 0).jaxpr)
@@ -117,7 +117,7 @@ def test_unquantized_run_has_no_quantized_product(tokens_folder):
 
 def test_evaluation_is_at_the_training_precision(tokens_folder):
     plain, coarse = (prepare_run(at(tokens_folder, recipe), ONE) for recipe in ("bf16", "W2A2"))
-    params = initial_state(plain.program, 0)["params"]
+    params = initial_state(plain.program, 0, {})["params"]
     a = evaluate(plain.program, params, plain.validation_batches(), plain.grids)
     b = evaluate(coarse.program, params, coarse.validation_batches(), coarse.grids)
     assert a.tokens == b.tokens == 2000
