@@ -51,8 +51,21 @@ def add_tools(verbs: Any) -> None:
         "precisionlm bench precision --size 85M,1.2B",
     )
     precision.add_argument("--size", default="85M", help="tiny, 3M, 85M, 1.2B, wide (4096), separated by commas")
-    precision.add_argument("--recipes", help="recipes separated by spaces; twelve of all kinds if absent")
+    precision.add_argument(
+        "--recipes", help="separated by spaces, native:RECIPE for native products; twelve of all kinds if absent"
+    )
     precision.add_argument("--json", action="store_true", help="print the rows as JSON")
+
+    scaling = add_verb(
+        bench_verbs,
+        "scaling",
+        _bench_scaling,
+        "Time the training step over 1, 2, 4, … of this machine's devices, in turns.",
+        "precisionlm bench scaling --size 1.2B --recipe W8A8",
+    )
+    scaling.add_argument("--size", default="85M", help="tiny, 3M, 85M, 1.2B or wide (4096)")
+    scaling.add_argument("--recipe", default="bf16", help="recipe of the model")
+    scaling.add_argument("--json", action="store_true", help="print the rows as JSON")
 
     fit = add_verb(
         bench_verbs,
@@ -100,6 +113,14 @@ def _bench_precision(args: argparse.Namespace) -> int:
     from precisionlm.bench.precision import print_bench
 
     print_bench(args.size, args.recipes, args.json, lambda text: print(text, file=sys.stderr, flush=True))
+    return DONE
+
+
+def _bench_scaling(args: argparse.Namespace) -> int:
+    from precisionlm.bench.scaling import as_table, bench_scaling
+
+    rows = bench_scaling(args.size, args.recipe, lambda text: print(text, file=sys.stderr, flush=True))
+    print(json.dumps(rows) if args.json else as_table(rows))
     return DONE
 
 

@@ -20,8 +20,8 @@ from precisionlm.training.run_directory import RunDirectory
 
 VOCABULARY = 1024
 SIZES = (
-    {"layers": 2, "width": 48, "heads": 3, "mlp_width": 128},
-    {"layers": 3, "width": 96, "heads": 3, "mlp_width": 256},
+    {"layers": 2, "width": 32, "heads": 2, "mlp_width": 96, "init_std": 0.04},
+    {"layers": 3, "width": 96, "heads": 3, "mlp_width": 256, "init_std": 0.04},
 )
 TOKENS = (120_000, 480_000)
 RECIPES = ("bf16", "W4A8", "W3A8")
@@ -33,7 +33,7 @@ _PREPARED, _TRAINED, _QUANTIZED = 0.08, 0.90, 0.95
 
 def experiments(data: Path, scale: float) -> list[Experiment]:
     """The grid: every size at every token budget and precision. scale: times every budget."""
-    batch_size, sequence_length = 8, 128
+    batch_size, sequence_length = 4, 128
     steps = [max(20, round(scale * tokens / (batch_size * sequence_length))) for tokens in TOKENS]
     return [
         build(
@@ -41,8 +41,8 @@ def experiments(data: Path, scale: float) -> list[Experiment]:
                 "name": "demo",
                 "model": size,
                 "data": {"path": str(data), "sequence_length": sequence_length},
-                # Wider models want smaller steps, and runs of a hundred steps a long warm-up: at one rate and a short
-                # warm-up the larger model loses to the smaller one.
+                # Wider models want smaller steps, and runs of a few hundred steps a long warm-up: at one rate and a
+                # short warm-up the larger model loses to the smaller one.
                 "optimizer": {"learning_rate": 0.34 / size["width"], "warmup_fraction": 0.4},
                 "precision": {"recipe": recipe},
                 "training": {

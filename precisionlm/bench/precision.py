@@ -6,8 +6,7 @@ from typing import Any
 
 import jax
 
-from precisionlm.bench.steps import SIZES, Measured, experiment_of, measure_steps
-from precisionlm.errors import UserError, nearest
+from precisionlm.bench.steps import Measured, experiment_of, measure_steps
 
 RECIPES = (
     "W8A8",
@@ -33,8 +32,6 @@ def bench_precision(sizes: Sequence[str], recipes: Sequence[str], say: Callable[
     """
     rows = []
     for size in sizes:
-        if size not in SIZES:
-            raise UserError(f"--size {size}: {nearest(size, list(SIZES))}")
         variants = [(recipe, experiment_of(size, recipe)) for recipe in ("bf16", *recipes)]
         for name, backward in (("forward", False), ("forward+backward", True)):
             say(f"{size} {name}")

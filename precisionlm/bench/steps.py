@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from precisionlm.config import Experiment, build
+from precisionlm.errors import UserError, nearest
 from precisionlm.model.transformer import axis_sizes, parameter_counts
 from precisionlm.precision.binding import bind
 from precisionlm.precision.recipe import parse_recipe
@@ -45,7 +46,11 @@ class Measured:
 
 
 def experiment_of(size: str, recipe: str, **training: Any) -> Experiment:
-    """The experiment of a named size at a recipe; its data is never opened."""
+    """The experiment of a named size at a recipe, `native:` before it for native execution; its data is never opened.
+    Raises UserError for an unknown size."""
+    if size not in SIZES:
+        raise UserError(f"--size {size}: {nearest(size, list(SIZES))}")
+    execution, recipe = ("native", recipe[7:]) if recipe.startswith("native:") else ("simulated", recipe)
     layers, width, heads, mlp_width, vocabulary, sequences, length = SIZES[size]
     return build(
         {
@@ -58,7 +63,7 @@ def experiment_of(size: str, recipe: str, **training: Any) -> Experiment:
             },
             "data": {"path": "none", "sequence_length": length},
             "optimizer": {"learning_rate": 3e-4},
-            "precision": {"recipe": recipe},
+            "precision": {"recipe": recipe, "execution": execution},
             "training": {"steps": 1000, "batch_size": sequences} | training,
         },
         "bench",

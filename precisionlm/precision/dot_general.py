@@ -213,7 +213,7 @@ def dot_general(
             key=jax.random.fold_in(key, salt) if stochastic and key is not None else None,
         )
 
-    def configuration(dtype: Any, result: Any) -> Any:
+    def configuration(dtype: Any, result: Any, compute: Any) -> Any:
         aqt = config.default_unquantized_config()
         aqt.fwd.dg_quantizer = quantizer(left, right, 0, dtype)
         aqt.dlhs.dg_quantizer = quantizer("dgrad_dy", "dgrad_w", 1, dtype)
@@ -223,9 +223,8 @@ def dot_general(
             raw.dot_general = partial(_product, result=result)
         if any(native):
             aqt.fwd.lhs.dequant_mode = aqt.fwd.rhs.dequant_mode = config.DequantMode.OUTPUT
-            integers = native[0].startswith("int")
-            aqt.fwd.dg_accumulator_dtype = jnp.int32 if integers else None
-            aqt.fwd.dot_general = partial(_product, result=jnp.int32 if integers else jnp.float32, codes=native)
+            aqt.fwd.dg_accumulator_dtype = jnp.int32 if native[0].startswith("int") else None
+            aqt.fwd.dot_general = partial(_native_product, codes=native, result=compute)
         aqt.dlhs.rhs.use_fwd_quant = reuse and right in scaled and "dgrad_w" not in scaled
         aqt.drhs.rhs.use_fwd_quant = reuse and left in scaled and "wgrad_x" not in scaled
         return aqt
@@ -233,7 +232,8 @@ def dot_general(
     def product(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None):
         # AQT's output has the dtype of its inputs: for a wider one they enter wider, and the products take them back.
         result = preferred_element_type or lhs.dtype
-        aqt = configuration(None, None) if result == lhs.dtype else configuration(lhs.dtype, result)
+        wider = (lhs.dtype, result) if result != lhs.dtype else (None, None)
+        aqt = configuration(*wider, lhs.dtype)
         # Outside a trace AQT promotes concrete arrays as dtypes, which jax deprecates.
         run = jax.jit(lambda lhs, rhs: aqt(lhs, rhs, dimension_numbers))
         return run(lhs.astype(result), rhs.astype(result))
@@ -241,9 +241,17 @@ def dot_general(
     return product
 
 
-def _product(lhs, rhs, dimension_numbers, preferred_element_type=None, precision=None, result=None, codes=()):
+def _product(lhs, rhs, dimension_numbers, preferred_element_type=None, precision=None, result=None):
     # AQT asks for DEFAULT precision, which truncates float32 operands to bf16 on TPU.
     precision = lax.Precision.HIGHEST if lhs.dtype == jnp.float32 else lax.Precision.DEFAULT
-    if codes:
-        lhs, rhs = lhs.astype(codes[0]), rhs.astype(codes[1])
     return lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type or result)
+
+
+def _native_product(lhs, rhs, dimension_numbers, preferred_element_type=None, precision=None, codes=(), result=None):
+    """The product of codes, both contracted on their last axis: GPUs run it at twice the speed of other layouts. The
+    barrier keeps the compiler from folding the weights' transposition back into the product."""
+    lhs, rhs = lhs.astype(codes[0]), rhs.astype(codes[1])
+    (lhs_axes, rhs_axes), batch = dimension_numbers
+    rhs = lax.optimization_barrier(jnp.moveaxis(rhs, rhs_axes[0], -1))
+    dimensions = ((lhs_axes, (rhs.ndim - 1,)), batch)
+    return lax.dot_general(lhs, rhs, dimensions, preferred_element_type=preferred_element_type or result)

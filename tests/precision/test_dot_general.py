@@ -302,7 +302,7 @@ def test_native_products_multiply_codes(recipe, platform, lhs, rhs, result):
     native, grids = bind(parse_recipe(recipe), 1, {}, execution="native", platform=platform)
     layer = jax.tree.map(lambda leaf: leaf[0], grids["qkv"])
     text = jax.jit(lambda x, w: dot_general(native, "qkv", layer)(x, w, DN)).lower(X, W).as_text()
-    assert f"(tensor<64x256x{lhs}>, tensor<256x32x{rhs}>) -> tensor<64x32x{result}>" in text
+    assert f"(tensor<64x256x{lhs}>, tensor<32x256x{rhs}>) -> tensor<64x32x{result}>" in text
 
 
 def test_tpus_without_float8_say_so():
