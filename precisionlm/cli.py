@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,15 @@ def build_parser() -> argparse.ArgumentParser:
         verb.add_argument("--out", required=True, type=Path, help="folder of run directories")
         verb.add_argument("--dry-run", action="store_true", help="check everything, print sizes and FLOPs, run nothing")
         verb.add_argument("--json", action="store_true", help="print the outcome as JSON")
+        several = verb.add_argument_group(
+            "several processes", "Start the same command once a host; --out must be a folder that all of them share."
+        )
+        several.add_argument(
+            "--distributed", action="store_true", help="find the others through Slurm, GKE or a TPU pod"
+        )
+        several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, instead of --distributed")
+        several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+        several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
     ptq = add_verb(
         verbs,
@@ -184,54 +195,82 @@ def _data_prepare(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from precisionlm.config import load
-    from precisionlm.progress import reporting
-    from precisionlm.sweep.scheduler import plan
-    from precisionlm.training.loop import train
     from precisionlm.training.preemption import Interruption
 
-    experiment = load(args.config, args.rest)
-    if args.dry_run:
-        return _print_plan(plan([experiment], args.out), args.json)
-    with reporting("train") as report, Interruption() as interrupted:
-        outcome = train(
-            experiment,
-            args.out,
-            lambda step, steps, loss: report(step / steps, f"step {step}/{steps} loss {loss:.4f}"),
-            interrupted,
-        )
-    row, evaluations = outcome.result["row"], outcome.result["evaluations"]
-    if args.json:
-        found = {"run_id": outcome.run_id, "run_dir": str(outcome.path), "status": outcome.status}
-        print(json.dumps(found | {"result": outcome.result}))
-    else:
-        print(f"{outcome.path}: {outcome.status}, N {row['N_params']:,}, D {row['D_tokens']:,}, {row['recipe']}")
-        for evaluation in evaluations:
-            print(
-                f"  {evaluation['evaluation']} loss {evaluation['val_loss']:.4f} ± {evaluation['val_loss_se']:.4f} "
-                "nats/token"
+    with Interruption() as signalled:  # before the imports that take seconds
+        from precisionlm.config import load
+        from precisionlm.sweep.scheduler import plan
+        from precisionlm.training.loop import train
+        from precisionlm.training.processes import is_first, on_all
+
+        experiment = load(args.config, args.rest)
+        interrupted = _join(args, signalled)
+        if args.dry_run:
+            rows = on_all(lambda: plan([experiment], args.out))
+            return _print_plan(rows, args.json) if is_first() else DONE
+        with _reporting("train") as report:
+            outcome = train(
+                experiment,
+                args.out,
+                lambda step, steps, loss: report(step / steps, f"step {step}/{steps} loss {loss:.4f}"),
+                interrupted,
             )
+    if is_first():
+        _print_outcome(outcome, args.json)
     return DIVERGED if outcome.result["status"] == "diverged" else DONE
 
 
-def _sweep(args: argparse.Namespace) -> int:
+def _print_outcome(outcome: Any, as_json: bool) -> None:
+    row, evaluations = outcome.result["row"], outcome.result["evaluations"]
+    if as_json:
+        found = {"run_id": outcome.run_id, "run_dir": str(outcome.path), "status": outcome.status}
+        print(json.dumps(found | {"result": outcome.result}))
+        return
+    print(f"{outcome.path}: {outcome.status}, N {row['N_params']:,}, D {row['D_tokens']:,}, {row['recipe']}")
+    for evaluation in evaluations:
+        print(
+            f"  {evaluation['evaluation']} loss {evaluation['val_loss']:.4f} ± {evaluation['val_loss_se']:.4f} "
+            "nats/token"
+        )
+
+
+def _join(args: argparse.Namespace, interrupted: Callable[[], bool]) -> Callable[[], bool]:
+    """Meet the other processes, if the arguments name any; returns `interrupted` as all of them see it."""
+    from precisionlm.training import processes
+
+    processes.start(args.coordinator, args.processes, args.process, args.distributed)
+    return processes.agreed(interrupted)
+
+
+def _reporting(title: str) -> AbstractContextManager[Any]:
+    """Progress, shown by process 0."""
     from precisionlm.progress import reporting
-    from precisionlm.sweep.grid import load_sweep
-    from precisionlm.sweep.scheduler import plan, run_sweep
+    from precisionlm.training.processes import is_first
+
+    return reporting(title) if is_first() else nullcontext(lambda share, text: None)
+
+
+def _sweep(args: argparse.Namespace) -> int:
     from precisionlm.training.preemption import Interruption
 
-    rows = plan(load_sweep(args.config, args.rest), args.out)
-    if args.dry_run:
-        return _print_plan(rows, args.json)
-    with reporting("sweep") as report, Interruption() as interrupted:
-        outcome = run_sweep(rows, args.out, report, interrupted)
-    if args.json:
-        print(json.dumps(vars(outcome)))
-    else:
-        print(
+    with Interruption() as signalled:
+        from precisionlm.sweep.grid import load_sweep
+        from precisionlm.sweep.scheduler import plan, run_sweep
+        from precisionlm.training.processes import is_first, on_all
+
+        experiments = load_sweep(args.config, args.rest)
+        interrupted = _join(args, signalled)
+        rows = on_all(lambda: plan(experiments, args.out))
+        if args.dry_run:
+            return _print_plan(rows, args.json) if is_first() else DONE
+        with _reporting("sweep") as report:
+            outcome = run_sweep(rows, args.out, report, interrupted)
+    if is_first():
+        text = (
             f"{len(rows)} runs: {len(outcome.done)} trained now, {len(outcome.skipped)} finished before, "
             f"{len(outcome.diverged)} diverged; {outcome.compilations} training steps compiled"
         )
+        print(json.dumps(vars(outcome)) if args.json else text)
     return DONE
 
 
@@ -266,6 +305,7 @@ def _ptq(args: argparse.Namespace) -> int:
     from precisionlm.precision.recipe import parse_recipe
     from precisionlm.progress import reporting
     from precisionlm.ptq.evaluate import METHODS, finished_runs, quantize_run, weight_quantization
+    from precisionlm.training.preemption import Interruption
     from precisionlm.training.run_directory import RunDirectory
 
     if args.method not in METHODS:
@@ -286,9 +326,9 @@ def _ptq(args: argparse.Namespace) -> int:
             print(f"{folder}: {args.method} to {', '.join(map(str, quantizations))}")
         return DONE
     found = []
-    with reporting("ptq") as report:
+    with reporting("ptq") as report, Interruption() as interrupted:
         for i, folder in enumerate(folders):
-            rows = quantize_run(folder, args.method, quantizations, partial(report, i / len(folders)))
+            rows = quantize_run(folder, args.method, quantizations, partial(report, i / len(folders)), interrupted)
             found += [{"run_dir": str(folder)} | row for row in rows]
     if args.json:
         print(json.dumps(found))

@@ -1,6 +1,7 @@
 """The whole way in miniature, on text that every machine with Python has: the source of its standard library."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def run_demo(out: Path, scale: float) -> dict[str, Any]:
         )
         rows = plan(experiments(out / "data", scale), out / "runs")
         outcome = run_sweep(rows, out / "runs", _between(report, _PREPARED, _TRAINED), interrupted)
-        _quantize(out / "runs", _between(report, _TRAINED, _QUANTIZED))
+        _quantize(out / "runs", _between(report, _TRAINED, _QUANTIZED), interrupted)
         report(_QUANTIZED, "collect, fit, report")
         table, _ = collect(out / "runs")
         paths = write(table, out / "runs.parquet")
@@ -121,7 +122,7 @@ def _between(report: Reporter, low: float, high: float) -> Reporter:
     return lambda share, text: report(low + (high - low) * share, text)
 
 
-def _quantize(runs: Path, report: Reporter) -> None:
+def _quantize(runs: Path, report: Reporter, interrupted: Callable[[], bool]) -> None:
     """Round the weights of the bf16 runs to nearest."""
     quantizations = [weight_quantization(str(bits)) for bits in PTQ_BITS]
     folders = [
@@ -130,7 +131,7 @@ def _quantize(runs: Path, report: Reporter) -> None:
         if RunDirectory(folder.parent, folder.name).read_json("result.json")["row"]["recipe"] == "bf16"
     ]
     for i, folder in enumerate(folders):
-        quantize_run(folder, "rtn", quantizations, partial(report, i / len(folders)))
+        quantize_run(folder, "rtn", quantizations, partial(report, i / len(folders)), interrupted)
 
 
 def _verdict(analysis: Analysis) -> str:

@@ -21,7 +21,8 @@ def bench_scaling(size: str, recipe: str, say: Callable[[str], None]) -> list[di
     4, … devices (fsdp over all of them, the same sequences for each) take turns; speedup against one device of the same
     round, efficiency = speedup / devices."""
     counts = [n for n in (1, 2, 4, 8, 16) if n <= jax.device_count()]
-    calls, tokens_of = [], []
+    calls: list[Any] = []
+    tokens_of: list[int] = []
     for count in counts:
         e = experiment_of(size, recipe)
         sequences = e.training.batch_size * count
@@ -42,9 +43,9 @@ def bench_scaling(size: str, recipe: str, say: Callable[[str], None]) -> list[di
             _advance(call, _STEPS)
             own.append((time.perf_counter() - began) / _STEPS)
     rows = []
-    for count, own, tokens in zip(counts, seconds, tokens_of, strict=True):
+    for count, own, total in zip(counts, seconds, tokens_of, strict=True):
         speedup = statistics.median(
-            (tokens / mine) / (tokens_of[0] / first) for mine, first in zip(own, seconds[0], strict=True)
+            (total / mine) / (tokens_of[0] / first) for mine, first in zip(own, seconds[0], strict=True)
         )
         median = statistics.median(own)
         rows.append(
@@ -53,7 +54,7 @@ def bench_scaling(size: str, recipe: str, say: Callable[[str], None]) -> list[di
                 "recipe": recipe,
                 "devices": count,
                 "ms": median * 1e3,
-                "tokens_per_second": tokens / median,
+                "tokens_per_second": total / median,
                 "speedup": speedup,
                 "efficiency": speedup / count,
             }

@@ -232,8 +232,8 @@ def dot_general(
     def product(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None):
         # AQT's output has the dtype of its inputs: for a wider one they enter wider, and the products take them back.
         result = preferred_element_type or lhs.dtype
-        wider = (lhs.dtype, result) if result != lhs.dtype else (None, None)
-        aqt = configuration(*wider, lhs.dtype)
+        wider = result != lhs.dtype
+        aqt = configuration(lhs.dtype if wider else None, result if wider else None, lhs.dtype)
         # Outside a trace AQT promotes concrete arrays as dtypes, which jax deprecates.
         run = jax.jit(lambda lhs, rhs: aqt(lhs, rhs, dimension_numbers))
         return run(lhs.astype(result), rhs.astype(result))

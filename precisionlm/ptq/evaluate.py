@@ -41,11 +41,15 @@ def finished_runs(root: Path) -> list[Path]:
 
 
 def quantize_run(
-    folder: Path, method: str, quantizations: Sequence[Quantization], progress: Callable[[str], None]
+    folder: Path,
+    method: str,
+    quantizations: Sequence[Quantization],
+    progress: Callable[[str], None],
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
     """Quantize one run's newest checkpoint in several formats and evaluate each at the run's own training precision for
     everything but the weights. Writes ptq/*.json in the run directory and returns their contents; what is there already
-    is not done again.
+    is not done again. Raises PreemptedError as soon as `interrupted` says so.
     """
     directory = RunDirectory(folder.parent, folder.name)
     names = [f"ptq/{method}-{_slug(quantization)}.json" for quantization in quantizations]
@@ -58,7 +62,7 @@ def quantize_run(
         batches = run.validation_batches()
         for name, quantization in missing:
             progress(f"{run.recipe} → {quantization}")
-            found = evaluate(run.program, METHODS[method](params, quantization), batches, run.grids)
+            found = evaluate(run.program, METHODS[method](params, quantization), batches, run.grids, interrupted)
             shared = quantization.scaling
             directory.write_json(
                 name,

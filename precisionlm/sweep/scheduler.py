@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from precisionlm.config import Experiment
-from precisionlm.errors import DivergedError
+from precisionlm.errors import DivergedError, PreemptedError
 from precisionlm.progress import Reporter
 from precisionlm.training.flops import training_flops_per_token
 from precisionlm.training.loop import train
@@ -57,14 +57,16 @@ def plan(experiments: Sequence[Experiment], out: Path) -> list[Row]:
 def run_sweep(rows: Sequence[Row], out: Path, report: Reporter, interrupted: Callable[[], bool]) -> SweepOutcome:
     """Train what is not finished. Runs that share a program come one after the other. A diverged run is a result.
 
-    Raises PreemptedError as soon as `interrupted` says so; the same call continues.
+    Raises PreemptedError as soon as `interrupted` says so, also between runs; the same call continues.
     """
     total = sum(row.flops for row in rows) or 1.0
     done_flops = 0.0
     outcome: dict[str, list[str]] = {"done": [], "skipped": [], "diverged": []}
-    programs = {row.run.program for row in rows}
+    programs = list(dict.fromkeys(row.run.program for row in rows))  # in an order that all processes share
     before = sum(train_step(program)._cache_size() for program in programs)
-    for row in sorted(rows, key=lambda row: hash(row.run.program)):
+    for i, row in enumerate(sorted(rows, key=lambda row: programs.index(row.run.program))):
+        if interrupted():
+            raise PreemptedError(f"{i} of {len(rows)} runs are finished; the same command continues with the others")
         e = row.run.experiment
         text = f"N {row.non_embedding:,} D {e.tokens:,} {row.run.recipe}"
 

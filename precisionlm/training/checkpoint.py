@@ -1,6 +1,13 @@
 """State and data position in one atomic checkpoint. The only file that imports orbax."""
 
+import logging
+import os
+import re
+import shutil
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,60 +17,122 @@ from etils import epath
 
 from precisionlm.config import CheckpointConfig
 from precisionlm.errors import UserError
+from precisionlm.training.processes import gather, is_first, on_first
+
+_ORBAX_LOG = logging.getLogger("absl")
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax asks JAX's preemption service at every save under the step's number; the service takes one sequence of
+    numbers alone, and that is `processes.agreed`'s."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpoints:
-    """The checkpoints of one run: written in the background, complete or absent, the newest `keep` kept."""
+    """The checkpoints of one run: written in the background by all processes, complete or absent, the newest `keep`
+    kept. Writing raises UserError where the disk refuses, at the latest in `wait`. Use it as a context."""
 
     def __init__(self, folder: epath.PathLike, config: CheckpointConfig):
-        self._manager = ocp.CheckpointManager(
-            epath.Path(folder).absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=config.keep, enable_async_checkpointing=True),
-            item_names=("state", "position"),
-            item_handlers={"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()},
-        )
+        self._folder = epath.Path(folder).absolute()
+        self._damaged: set[int] = set()
+        self._failed = False
+        with self._writing():
+            self._manager = _Manager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=config.keep,
+                    enable_async_checkpointing=True,
+                    cleanup_tmp_directories=True,  # of a process killed while it saved
+                ),
+                item_names=("state", "position"),
+                item_handlers={"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()},
+            )
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
-        """Start saving after `step` optimizer steps; no-op if that step is there already."""
-        if step in self._manager.all_steps():
-            return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)),
-            force=True,
-        )
+        """Start saving after `step` optimizer steps; no-op if that step is there already, readable."""
+        with self._writing():
+            if step in self._manager.all_steps():
+                if step not in self._damaged:
+                    return
+                self._manager.delete(step)
+                self._damaged.discard(step)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)),
+                force=True,
+            )
 
     def restore(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """(step, state, position) of the newest readable checkpoint, placed as `abstract_state` says; None if there is
-        none. A damaged one is passed over with a warning. Raises UserError where shapes or dtypes differ."""
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        """(step, state, position) of the newest checkpoint readable by all processes, placed as `abstract_state` says;
+        None if there is none. A damaged one is passed over with a warning. Raises UserError where shapes or dtypes
+        differ."""
+        for step in sorted(on_first(lambda: list(self._manager.all_steps())), reverse=True):
+            restored, reason = None, None
             try:
-                metadata = self._manager.item_metadata(step)["state"]
-                if metadata is None:
-                    raise OSError("its metadata cannot be read")
-                _check_same(metadata.tree, abstract_state)
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract_state), position=ocp.args.JsonRestore()
-                    ),
-                )
-                return step, restored["state"], restored["position"]
+                restored = self._read(step, abstract_state)
             except UserError:
                 raise
             except Exception as error:
                 reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-                warnings.warn(f"checkpoint of step {step} is damaged ({reason}); trying an older one", stacklevel=2)
+            reasons = [found for found in gather(reason) if found]
+            if restored is not None and not reasons:
+                return step, restored["state"], restored["position"]
+            self._damaged.add(step)
+            warnings.warn(f"checkpoint of step {step} is damaged ({reasons[0]}); trying an older one", stacklevel=2)
         return None
+
+    def _read(self, step: int, abstract_state: Any) -> Any:
+        metadata = self._manager.item_metadata(step)["state"]
+        if metadata is None:
+            raise OSError("its metadata cannot be read")
+        _check_same(metadata.tree, abstract_state)
+        return self._manager.restore(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), position=ocp.args.JsonRestore()),
+        )
 
     def wait(self) -> None:
         """Until everything is on disk."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
-    def close(self) -> None:
-        """Wait and release."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __enter__(self) -> "Checkpoints":
+        """While entered, a failed write is heard of through its UserError alone, not through orbax's threads too."""
+        self._hook, self._level = sys.unraisablehook, _ORBAX_LOG.level
+        _ORBAX_LOG.setLevel(logging.CRITICAL)
+        sys.unraisablehook = self._unraisable
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Wait and release; what a failed write left behind is removed."""
+        try:
+            with self._writing():
+                self._manager.close()
+        finally:
+            sys.unraisablehook = self._hook
+            _ORBAX_LOG.setLevel(self._level)
+            if self._failed and is_first():
+                for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(partial, ignore_errors=True)
+
+    def _unraisable(self, found: Any) -> None:
+        # The writes that orbax gives up after the first that failed call back into an event loop that is gone.
+        if not (isinstance(found.exc_value, RuntimeError) and "loop is closed" in str(found.exc_value)):
+            self._hook(found)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
+            self._failed = True
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            reason = os.strerror(int(code[1])) if code else " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{self._folder}: a checkpoint cannot be written: {reason}; the one before it is kept"
+            ) from None
 
 
 def restore_params(folder: Path, abstract_params: Any) -> tuple[int, Any]:

@@ -1,15 +1,20 @@
 """Validation loss with its standard error."""
 
 import math
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
+from precisionlm.errors import PreemptedError
 from precisionlm.precision.binding import Grids
 from precisionlm.training.sharding import batch_sharding
 from precisionlm.training.step import Program, eval_step
+
+_AHEAD = 4  # batches dispatched before a result is read: the device stays busy, and a stop is not far
 
 
 @dataclass(frozen=True)
@@ -26,14 +31,28 @@ def place(batch: np.ndarray, program: Program) -> jax.Array:
     return jax.make_array_from_process_local_data(batch_sharding(program.mesh), batch)
 
 
-def evaluate(program: Program, params: Any, batches: list[dict[str, np.ndarray]], grids: Grids) -> Evaluation:
+def evaluate(
+    program: Program,
+    params: Any,
+    batches: list[dict[str, np.ndarray]],
+    grids: Grids,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Evaluation:
     """Loss on fixed validation batches ({"tokens" [B, T + 1], "mask" [B, T]}) at the precision of program and grids.
 
-    Dispatches every batch before it reads the first result.
+    Raises PreemptedError as soon as `interrupted`, asked before every batch, says so.
     """
     step = eval_step(program)
-    pending = [step(params, place(b["tokens"], program), place(b["mask"], program), grids) for b in batches]
-    sums, counts = np.concatenate([np.asarray(result, np.float64) for result in pending], axis=1)
+    pending: deque[jax.Array] = deque()
+    results = []
+    for batch in batches:
+        if interrupted():
+            raise PreemptedError("evaluation was interrupted; the same command does it again")
+        pending.append(step(params, place(batch["tokens"], program), place(batch["mask"], program), grids))
+        if len(pending) > _AHEAD:
+            results.append(np.asarray(pending.popleft(), np.float64))
+    results += [np.asarray(result, np.float64) for result in pending]
+    sums, counts = np.concatenate(results, axis=1)
     used = counts > 0
     means, tokens = sums[used] / counts[used], counts.sum()
     spread = np.std(means, ddof=1) / math.sqrt(used.sum()) if used.sum() > 1 else math.nan

@@ -2,17 +2,17 @@
 
 import fcntl
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
 from precisionlm.config import Experiment, to_yaml
-from precisionlm.data.source import TrainBatches
 from precisionlm.errors import DivergedError, PreemptedError, UserError
 from precisionlm.precision import audit
 from precisionlm.precision.binding import Structure
@@ -20,8 +20,9 @@ from precisionlm.training.checkpoint import Checkpoints
 from precisionlm.training.evaluate import evaluate, place
 from precisionlm.training.measure import operand_values
 from precisionlm.training.optimizer import hyperparameters
+from precisionlm.training.processes import SharedClock, check_rows, gather, is_first, on_all, on_first
 from precisionlm.training.run import Run, evaluation_row, prepare_run, result_row
-from precisionlm.training.run_directory import MetricsLog, RunDirectory, read_metrics
+from precisionlm.training.run_directory import MetricsLog, RunDirectory, has_evaluation, read_metrics, trim_metrics
 from precisionlm.training.step import State, abstract_state, initial_state, train_step, without_learned_scales
 
 Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss in nats/token)
@@ -47,70 +48,97 @@ def train(
 ) -> Outcome:
     """Train, evaluate and record one experiment under `out`/<run id>; resume it if it was begun, skip it if finished.
 
-    Raises UserError (bad input), DivergedError (recorded in result.json first) and PreemptedError (state saved first,
-    as soon as `interrupted` says so). devices: of the mesh, all by default.
+    All processes call it alike (see `processes`). Raises UserError (bad input), DivergedError (recorded in result.json
+    first) and PreemptedError (state saved first, as soon as `interrupted` says so). devices: of the mesh, all by
+    default.
     """
-    run = prepare_run(experiment, devices)
+    run = on_all(lambda: prepare_run(experiment, devices))
+    if len(ids := set(gather(run.run_id))) > 1:
+        raise UserError(f"the processes would train different runs ({', '.join(sorted(ids))}): config or data differ")
+    check_rows(run.program.mesh)
     directory = RunDirectory(out, run.run_id)
-    finished = directory.read_json("result.json")
-    if finished:
-        return Outcome(run.run_id, directory.path, "skipped", finished)
-    try:
-        directory.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot make the run directory: {error.strerror}") from None
-    with _sole_owner(directory):
-        directory.write_text("config.yaml", to_yaml(run.experiment))
-        checkpoints = Checkpoints(directory.checkpoints, run.experiment.checkpoint)
-        try:
-            result = _train(run, directory, checkpoints, progress, interrupted)
-        finally:
-            checkpoints.close()
-    if result["status"] == "diverged":
-        raise DivergedError(f"run {run.run_id} diverged: {result['reason']} (recorded in {directory.path})")
-    return Outcome(run.run_id, directory.path, "done", result)
+    result = on_first(lambda: directory.read_json("result.json"))
+    if result is None:
+        on_first(directory.create)
+        with _sole_owner(directory):
+            result = on_first(lambda: directory.read_json("result.json"))  # of an owner who finished meanwhile
+            if result is None:
+                return _owned(run, directory, progress, interrupted)
+    return Outcome(run.run_id, directory.path, "skipped", result)
 
 
 @contextmanager
 def _sole_owner(directory: RunDirectory) -> Iterator[None]:
-    """One process a run: the lock goes with the process, however it ends."""
-    with (directory.path / ".lock").open("w") as lock:
+    """One command a run: the lock goes with the process that holds it, however it ends."""
+
+    def lock() -> None:
+        path = directory.path / ".lock"
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held.enter_context(path.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"run {directory.path.name} is being trained by another process") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be locked: {error.strerror}") from None
+
+    with ExitStack() as held:
+        on_first(lock)
         yield
+
+
+def _owned(run: Run, directory: RunDirectory, progress: Progress, interrupted: Callable[[], bool]) -> Outcome:
+    def begin() -> None:
+        directory.clear_partial()
+        directory.write_text("config.yaml", to_yaml(run.experiment))
+
+    on_first(begin)
+    with Checkpoints(directory.checkpoints, run.experiment.checkpoint) as checkpoints:
+        result = _train(run, directory, checkpoints, progress, interrupted)
+    if result["status"] == "diverged":
+        raise DivergedError(f"run {run.run_id} diverged: {result['reason']} (recorded in {directory.path})")
+    return Outcome(run.run_id, directory.path, "done", result)
 
 
 def _train(
     run: Run, directory: RunDirectory, checkpoints: Checkpoints, progress: Progress, interrupted: Callable[[], bool]
 ) -> dict[str, Any]:
     """Train from the newest checkpoint to the end; returns result.json's content, also of a diverged run."""
-    batches, began = run.train_batches(), time.monotonic()
-    start, state, position = checkpoints.restore(abstract_state(run.program)) or (0, None, None)
+    began = time.monotonic()
+    start, state, position = checkpoints.restore(abstract_state(run.program)) or (0, None, {})
+    began -= position.get("wall_seconds", 0.0)
     if state is None:
         state = initial_state(run.program, run.experiment.training.seed, run.grids)
-    if position is not None:
-        batches.set_state(position["data"])
-        began -= position["wall_seconds"]
-    applied = directory.read_json("audit.json")
+
+    def stop_before_compiling() -> None:
+        if interrupted():
+            raise PreemptedError(f"run {run.run_id} stopped after step {start}; the same command continues it")
+
+    stop_before_compiling()
+    applied = on_first(lambda: directory.read_json("audit.json"))
     if applied is None:
         applied = audit_run(run, state)
-        directory.write_json("audit.json", applied)
-    log = MetricsLog(directory.path / "metrics.jsonl", start)
+        on_first(lambda: directory.write_json("audit.json", applied))
+    stop_before_compiling()
+    on_first(lambda: trim_metrics(directory.metrics, start))
+    log = MetricsLog(directory.metrics if is_first() else Path(os.devnull))
+    training = _Training(run, state, position, log, checkpoints, progress, interrupted, began)
     status, reason, evaluations = "done", "", []
     try:
-        state = _steps(run, state, start, batches, log, checkpoints, began, progress, interrupted)
-        evaluations = _evaluations(run, state)
+        evaluated = on_first(lambda: has_evaluation(directory.metrics, start))
+        evaluations = training.finish(start, evaluated)
     except DivergedError as error:
         status, reason, evaluations = "diverged", str(error), [evaluation_row("trained", None)]
     finally:
         log.close()
-    metrics = list(read_metrics(directory.path / "metrics.jsonl"))
-    row = result_row(run, applied, metrics, time.monotonic() - began)
-    result = {"status": status, "reason": reason, "row": row, "evaluations": evaluations}
-    directory.write_json("result.json", result)
-    return result
+    checkpoints.wait()  # a finished run has its last checkpoint
+
+    def record() -> dict[str, Any]:
+        metrics = list(read_metrics(directory.metrics))
+        row = result_row(run, applied, metrics, time.monotonic() - began)
+        result = {"status": status, "reason": reason, "row": row, "evaluations": evaluations}
+        directory.write_json("result.json", result)
+        return result
+
+    return on_first(record)
 
 
 def audit_run(run: Run, state: State) -> dict[str, Any]:
@@ -124,59 +152,97 @@ def audit_run(run: Run, state: State) -> dict[str, Any]:
     return audit.report(run.recipe, run.program.structure, counts, values, run.experiment.model.layers)
 
 
-def _steps(
-    run: Run,
-    state: State,
-    start: int,
-    batches: TrainBatches,
-    log: MetricsLog,
-    checkpoints: Checkpoints,
-    began: float,
-    progress: Progress,
-    interrupted: Callable[[], bool],
-) -> State:
-    """The training loop. Step n's metrics are read while step n + 1 runs, so the device never waits for the host."""
-    steps, config = run.experiment.training.steps, run.experiment.checkpoint
-    hyper, seed = hyperparameters(run.experiment), run.experiment.training.seed
-    step_fn, recorder = train_step(run.program), _Recorder(run, log, progress)
-    saved_at = time.monotonic()
+class _Training:
+    """The steps and evaluations of one run, from a state to the end."""
 
-    def save(step: int) -> None:
-        recorder.settle()  # a state after a diverged step must not become a checkpoint
-        log.flush()
-        position = {"data": batches.get_state(), "wall_seconds": time.monotonic() - began}
-        checkpoints.save(step, state, position)
+    def __init__(
+        self,
+        run: Run,
+        state: State,
+        position: dict[str, Any],
+        log: MetricsLog,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        interrupted: Callable[[], bool],
+        began: float,
+    ):
+        self._run, self._state, self._log, self._checkpoints = run, state, log, checkpoints
+        self._interrupted, self._began = interrupted, began
+        self._recorder = _Recorder(run, log, progress, position.get("skipped", 0))
+        self._batches = run.train_batches()
+        if position:
+            self._batches.set_state(position["data"])
 
-    for step in range(start + 1, steps + 1):
-        tokens = place(next(batches)["tokens"], run.program)
-        state, metrics = step_fn(state, tokens, run.grids, hyper, seed)
-        recorder.settle()
-        recorder.pending = (step, metrics)
-        by_steps = config.every_steps and step % config.every_steps == 0
-        by_clock = config.every_seconds and time.monotonic() - saved_at > config.every_seconds
-        stop = interrupted()
-        if by_steps or by_clock or stop or step == steps:
-            save(step)
-            saved_at = time.monotonic()
-        if stop and step < steps:
-            checkpoints.wait()
-            raise PreemptedError(f"run {run.run_id} saved at step {step} of {steps}; the same command continues it")
-        every = run.experiment.training.eval_every
-        if every and step % every == 0 and step < steps:
-            recorder.settle()
-            now = evaluate(run.program, state["params"], run.validation_batches(), run.grids)
-            log.write({"step": step, "val_loss": now.loss, "val_loss_se": now.standard_error})
-    recorder.settle()
-    return state
+    def finish(self, start: int, evaluated: bool) -> list[dict[str, Any]]:
+        """Every step after `start`, then the final evaluations. evaluated: whether an evaluation due after `start` is
+        in the log. Step n's metrics are read while step n + 1 runs, so the device never waits for the host.
+
+        Raises DivergedError and PreemptedError, the latter after a checkpoint.
+        """
+        run, config = self._run, self._run.experiment.checkpoint
+        steps, eval_every = run.experiment.training.steps, run.experiment.training.eval_every
+        hyper, seed = hyperparameters(run.experiment), run.experiment.training.seed
+        step_fn, clock = train_step(run.program), SharedClock(config.every_seconds)
+
+        def evaluation_due(step: int) -> bool:
+            return eval_every is not None and step % eval_every == 0 and 0 < step < steps
+
+        if evaluation_due(start) and not evaluated:
+            self._evaluate_between(start)
+        for step in range(start + 1, steps + 1):
+            tokens = place(next(self._batches)["tokens"], run.program)
+            self._state, metrics = step_fn(self._state, tokens, run.grids, hyper, seed)
+            self._recorder.settle()
+            self._recorder.pending = (step, metrics)
+            by_steps = config.every_steps and step % config.every_steps == 0
+            by_clock = clock.passed()
+            if self._interrupted() and step < steps:
+                self._stop(step)
+            if by_steps or by_clock or step == steps:
+                self._save(step)
+                clock.restart()
+            if evaluation_due(step):
+                self._evaluate_between(step)
+        self._recorder.settle()
+        try:
+            return _evaluations(run, self._state, self._interrupted)
+        except PreemptedError:
+            self._stop(steps)
+
+    def _save(self, step: int) -> None:
+        self._recorder.settle()  # a state after a diverged step must not become a checkpoint
+        on_first(self._log.flush)
+        position = {
+            "data": self._batches.get_state(),
+            "wall_seconds": time.monotonic() - self._began,
+            "skipped": self._recorder.skipped,
+        }
+        self._checkpoints.save(step, self._state, position)
+
+    def _stop(self, step: int) -> NoReturn:
+        self._save(step)
+        self._checkpoints.wait()
+        of = self._run.experiment.training.steps
+        raise PreemptedError(f"run {self._run.run_id} saved at step {step} of {of}; the same command continues it")
+
+    def _evaluate_between(self, step: int) -> None:
+        self._recorder.settle()
+        batches = self._run.validation_batches()
+        try:
+            now = evaluate(self._run.program, self._state["params"], batches, self._run.grids, self._interrupted)
+        except PreemptedError:
+            self._stop(step)
+        self._log.write({"step": step, "val_loss": now.loss, "val_loss_se": now.standard_error})
 
 
 class _Recorder:
     """Reads the metrics of the step before, writes them down, and decides whether the run has diverged."""
 
-    def __init__(self, run: Run, log: MetricsLog, progress: Progress):
+    def __init__(self, run: Run, log: MetricsLog, progress: Progress, skipped: int):
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.skipped = skipped  # steps in a row
         self._run, self._log, self._progress = run, log, progress
-        self._last, self._skipped = time.perf_counter(), 0
+        self._last = time.perf_counter()
 
     def settle(self) -> None:
         """Record the pending step, if there is one. Raises DivergedError."""
@@ -192,18 +258,20 @@ class _Recorder:
         training = self._run.experiment.training
         self._progress(step, training.steps, values["loss"])
         finite = values["finite"] == 1.0
-        self._skipped = 0 if finite else self._skipped + 1
-        if not finite and (training.on_nan == "stop" or self._skipped >= _SKIPS_UNTIL_DIVERGED):
+        self.skipped = 0 if finite else self.skipped + 1
+        if not finite and (training.on_nan == "stop" or self.skipped >= _SKIPS_UNTIL_DIVERGED):
             raise DivergedError(f"loss or gradient not finite at step {step}")
         if finite and values["loss"] > training.divergence_loss:
             raise DivergedError(f"loss {values['loss']:.2f} nats/token at step {step} is above divergence_loss")
 
 
-def _evaluations(run: Run, state: State) -> list[dict[str, Any]]:
+def _evaluations(run: Run, state: State, interrupted: Callable[[], bool]) -> list[dict[str, Any]]:
     """The final evaluation at the precision trained at, and without quantization if asked for."""
     batches = run.validation_batches()
-    rows = [evaluation_row("trained", evaluate(run.program, state["params"], batches, run.grids))]
+    rows = [evaluation_row("trained", evaluate(run.program, state["params"], batches, run.grids, interrupted))]
     if run.experiment.training.eval_bf16 and run.recipe.quantized():
         plain = replace(run.program, structure=Structure())
-        rows.append(evaluation_row("bf16", evaluate(plain, without_learned_scales(state["params"]), batches, {})))
+        rows.append(
+            evaluation_row("bf16", evaluate(plain, without_learned_scales(state["params"]), batches, {}, interrupted))
+        )
     return rows

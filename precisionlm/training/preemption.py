@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Interruption:
-    """While entered, SIGTERM and the first SIGINT set a flag; a second SIGINT ends the process as usual."""
+    """While entered, SIGTERM and the first SIGINT set a flag; a second SIGINT ends the process at once."""
 
     def __init__(self) -> None:
         self._requested = False
@@ -27,4 +27,5 @@ class Interruption:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self._requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Not Python's own handler: it would wait for the end of a compilation.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

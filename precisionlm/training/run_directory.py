@@ -2,9 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from precisionlm.errors import UserError
 
 
 class RunDirectory:
@@ -13,48 +16,59 @@ class RunDirectory:
     def __init__(self, root: Path, run_id: str):
         self.path = root / run_id
         self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+
+    def create(self) -> None:
+        """Make it if it is not there. Raises UserError."""
+        with _writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    def clear_partial(self) -> None:
+        """Remove what killed processes left half-written; for the owner of the run alone."""
+        for partial in self.path.glob(".*.partial"):
+            partial.unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> None:
-        """Complete or not at all."""
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        partial.write_text(text)
-        partial.replace(target)
+        """Complete or not at all, and on disk when this returns. Raises UserError."""
+        _write(self.path / name, text)
 
     def write_json(self, name: str, content: Any) -> None:
-        """JSON, complete or not at all."""
+        """JSON, complete or not at all. Raises UserError."""
         self.write_text(name, json.dumps(content, indent=1) + "\n")
 
     def read_json(self, name: str) -> Any:
-        """The file's content; None if it is not there."""
+        """The file's content; None if it is not there. Raises UserError where it cannot be read."""
         try:
             return json.loads((self.path / name).read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise UserError(f"{self.path / name}: cannot be read: {error.strerror}") from None
 
 
 class MetricsLog:
-    """metrics.jsonl: a line a step or evaluation. Reopened at a resume without the lines after the resumed step."""
+    """metrics.jsonl, open to append: a line a step or evaluation. Its methods raise UserError if they cannot write."""
 
-    def __init__(self, path: Path, resumed_step: int):
-        kept = [line for line in read_metrics(path) if line["step"] <= resumed_step]
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(path)
-        self._file = path.open("a")
+    def __init__(self, path: Path):
+        self._path = path
+        with _writing(path):
+            self._file = path.open("a")
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line."""
-        self._file.write(json.dumps(line) + "\n")
+        with _writing(self._path):
+            self._file.write(json.dumps(line) + "\n")
 
     def flush(self) -> None:
-        """To the operating system."""
-        self._file.flush()
+        """To the disk: a checkpoint of a step must not outlive the lines before it."""
+        with _writing(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
+        with _writing(self._path):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> Iterable[dict[str, Any]]:
@@ -66,3 +80,41 @@ def read_metrics(path: Path) -> Iterable[dict[str, Any]]:
             yield json.loads(text)
         except json.JSONDecodeError:
             return
+
+
+def has_evaluation(path: Path, step: int) -> bool:
+    """Whether a metrics.jsonl holds the evaluation after `step` steps."""
+    return any(line["step"] == step and "val_loss" in line for line in read_metrics(path))
+
+
+def trim_metrics(path: Path, resumed_step: int) -> None:
+    """Drop the lines after the step that a run resumes from. Raises UserError where one up to it is missing."""
+    kept = [line for line in read_metrics(path) if line["step"] <= resumed_step]
+    if [line["step"] for line in kept if "loss" in line] != list(range(1, resumed_step + 1)):
+        raise UserError(
+            f"{path} does not hold each of the {resumed_step} steps of the newest checkpoint: damaged or replaced; "
+            "restore it, or delete the run directory to train anew"
+        )
+    _write(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; what was saved before is kept") from None

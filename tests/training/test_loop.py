@@ -23,7 +23,7 @@ class StopAt:
     """Asks for an interruption once the loop has polled `count` times."""
 
     def __init__(self, count):
-        self.left = count
+        self.left = count + 2  # the polls before the first step
 
     def __call__(self):
         self.left -= 1
