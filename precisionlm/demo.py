@@ -44,7 +44,7 @@ def experiments(data: Path, scale: float) -> list[Experiment]:
                 "data": {"path": str(data), "sequence_length": sequence_length},
                 # Wider models want smaller steps, and runs of a few hundred steps a long warm-up: at one rate and a
                 # short warm-up the larger model loses to the smaller one.
-                "optimizer": {"learning_rate": 0.34 / size["width"], "warmup_fraction": 0.4},
+                "optimizer": {"learning_rate": 0.06 / size["width"] ** 0.5, "warmup_fraction": 0.4},
                 "precision": {"recipe": recipe},
                 "training": {
                     "steps": count,
