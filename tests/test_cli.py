@@ -37,7 +37,11 @@ def config(tokens_folder, tmp_path):
     return path
 
 
-def test_the_whole_pipeline(tmp_path):
+def test_the_whole_pipeline(tmp_path, capsys):
+    def dry_run(*words):
+        assert main([*map(str, words), "--dry-run", "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
     text = tmp_path / "text"
     text.mkdir()
     for i in range(40):
@@ -57,11 +61,11 @@ def test_the_whole_pipeline(tmp_path):
     }
     sweep.write_text(yaml.safe_dump({"experiment": tree, "grid": grid}))
     out = tmp_path / "runs"
-    planned = json.loads(ok("sweep", sweep, "--out", out, "--dry-run", "--json"))
+    planned = dry_run("sweep", sweep, "--out", out)
     assert len(planned) == 4 and {row["status"] for row in planned} == {"new"} and not out.exists()
     swept = json.loads(ok("sweep", sweep, "--out", out, "--json"))
     assert len(swept["done"]) == 4 and swept["compilations"] == 2  # two scale structures
-    again = json.loads(ok("sweep", sweep, "--out", out, "--dry-run", "--json"))
+    again = dry_run("sweep", sweep, "--out", out)
     assert {row["status"] for row in again} == {"done"}
     quantized = json.loads(ok("ptq", out, "--bits", "2,int4/g16", "--recipe", "bf16", "--json"))
     assert len(quantized) == 4

@@ -24,7 +24,7 @@ from precisionlm.analysis.float64 import float64
 from precisionlm.analysis.laws.base import Law
 from precisionlm.analysis.objective import Objective, huber, residual
 
-LANES = 64
+LANES = 128
 FEW = 8  # constants up to which derivatives are taken side by side
 SWITCH = 5e-3
 TOLERANCE = 1e-10
