@@ -71,7 +71,12 @@ COLUMNS: tuple[Column, ...] = (
     Column("tokenizer", "str", "sha256 of the tokenizer file, first 12 hex digits"),
     Column("flops", "float", "training FLOPs by formula, 16-bit-equivalent operations (count)"),
     Column("tokens_per_second", "float", "median over steps after the first ten, whole job (tokens/s)"),
+    Column("mfu", "float", "model FLOPs (formula) per second and device / its bf16 peak; NaN for an unknown chip"),
     Column("wall_seconds", "float", "wall time in training, over all resumes (s)"),
+    Column("goodput", "float", "share of wall_seconds spent in training steps"),
+    Column(
+        "peak_memory", "float", "of the fullest device of process 0 since it started (bytes); NaN where not counted"
+    ),
     Column("device", "str", "device kind x count"),
     Column("jax_version", "str", "version of jax"),
     Column("package_version", "str", "version of precisionlm"),

@@ -100,6 +100,8 @@ class TrainingConfig(Section):
 
     steps: int = Field(ge=1, description="optimizer steps")
     batch_size: int = Field(ge=1, description="sequences per step")
+    accumulate: int = Field(1, ge=1, description="parts of a batch that gradients are summed over, one after the other")
+    loss_chunks: int = Field(1, ge=1, description="parts of a sequence whose logits are in memory one after the other")
     seed: int = Field(0, ge=0, description="of initial weights and data order; equal seeds are paired arms")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of activations; weights are float32")
     eval_tokens: int = Field(1_000_000, ge=1, description="validation tokens; fewer if the split is smaller")
@@ -137,6 +139,17 @@ class Experiment(Section):
     training: TrainingConfig
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _parts(self) -> Self:
+        t = self.training
+        if t.batch_size % t.accumulate:
+            raise ValueError(f"training.accumulate {t.accumulate} does not divide training.batch_size {t.batch_size}")
+        if self.data.sequence_length % t.loss_chunks:
+            raise ValueError(
+                f"training.loss_chunks {t.loss_chunks} does not divide data.sequence_length {self.data.sequence_length}"
+            )
+        return self
 
     @property
     def batch_tokens(self) -> int:

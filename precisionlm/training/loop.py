@@ -23,7 +23,14 @@ from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.processes import SharedClock, check_rows, gather, is_first, on_all, on_first
 from precisionlm.training.run import Run, evaluation_row, prepare_run, result_row
 from precisionlm.training.run_directory import MetricsLog, RunDirectory, has_evaluation, read_metrics, trim_metrics
-from precisionlm.training.step import State, abstract_state, initial_state, train_step, without_learned_scales
+from precisionlm.training.step import (
+    State,
+    abstract_state,
+    everywhere,
+    initial_state,
+    train_step,
+    without_learned_scales,
+)
 
 Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss in nats/token)
 _SKIPS_UNTIL_DIVERGED = 100  # steps in a row without a finite gradient, under on_nan: skip
@@ -181,7 +188,8 @@ class _Training:
         """
         run, config = self._run, self._run.experiment.checkpoint
         steps, eval_every = run.experiment.training.steps, run.experiment.training.eval_every
-        hyper, seed = hyperparameters(run.experiment), run.experiment.training.seed
+        numbers = (run.grids, hyperparameters(run.experiment), run.experiment.training.seed)
+        grids, hyper, seed = everywhere(run.program, numbers)
         step_fn, clock = train_step(run.program), SharedClock(config.every_seconds)
 
         def evaluation_due(step: int) -> bool:
@@ -191,7 +199,8 @@ class _Training:
             self._evaluate_between(start)
         for step in range(start + 1, steps + 1):
             tokens = place(next(self._batches)["tokens"], run.program)
-            self._state, metrics = step_fn(self._state, tokens, run.grids, hyper, seed)
+            with jax.transfer_guard_host_to_device("disallow"):
+                self._state, metrics = step_fn(self._state, tokens, grids, hyper, seed)
             self._recorder.settle()
             self._recorder.pending = (step, metrics)
             by_steps = config.every_steps and step % config.every_steps == 0

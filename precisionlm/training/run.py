@@ -16,6 +16,7 @@ from precisionlm.precision.binding import Grids, bind, format_columns, leaks_fut
 from precisionlm.precision.recipe import Recipe, parse_recipe
 from precisionlm.training.evaluate import Evaluation
 from precisionlm.training.flops import training_flops_per_token
+from precisionlm.training.hardware import model_flops_utilization
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.sharding import make_mesh
 from precisionlm.training.step import Program, abstract_state, program_of
@@ -72,10 +73,11 @@ def prepare_run(experiment: Experiment, devices: list[jax.Device] | None = None)
     source.unique_sequences(dataset, experiment.data.sequence_length, experiment.data.unique_tokens)
     mesh = make_mesh(experiment.mesh, devices)
     data_parallel = mesh.shape["replica"] * mesh.shape["fsdp"]
-    if experiment.training.batch_size % data_parallel:
+    sequences = experiment.training.batch_size // experiment.training.accumulate
+    if sequences % data_parallel:
+        what = "training.batch_size" if experiment.training.accumulate == 1 else "batch_size / accumulate ="
         raise UserError(
-            f"training.batch_size {experiment.training.batch_size} does not divide over {data_parallel} "
-            "data-parallel devices (mesh.replica x mesh.fsdp)"
+            f"{what} {sequences} does not divide over {data_parallel} data-parallel devices (mesh.replica x mesh.fsdp)"
         )
     recipe = parse_recipe(experiment.precision.recipe)
     structure, grids = bind(
@@ -102,7 +104,12 @@ def result_row(run: Run, audit: dict[str, Any], metrics: list[dict[str, Any]], w
     losses = [line["loss"] for line in metrics if "loss" in line]
     steps = len(losses)
     tokens = steps * e.batch_tokens
-    seconds = [line["seconds"] for line in metrics if "seconds" in line][10:]
+    all_seconds = [line["seconds"] for line in metrics if "seconds" in line]
+    seconds = all_seconds[10:]
+    rate = e.batch_tokens / statistics.median(seconds) if seconds else math.nan
+    per_token = training_flops_per_token(e.model, non_embedding, e.data.sequence_length)
+    devices = run.program.mesh.devices
+    kind = devices.flat[0].device_kind
     operands = audit["operands"]
     hyper = hyperparameters(e)
     unique = e.data.unique_tokens
@@ -133,16 +140,25 @@ def result_row(run: Run, audit: dict[str, Any], metrics: list[dict[str, Any]], w
         "vocab_size": e.model.vocab_size,
         "dataset": run.dataset.meta.train.sha256[:12],
         "tokenizer": run.dataset.meta.tokenizer_sha256[:12],
-        "flops": tokens * training_flops_per_token(e.model, non_embedding, e.data.sequence_length),
-        "tokens_per_second": e.batch_tokens / statistics.median(seconds) if seconds else math.nan,
+        "flops": tokens * per_token,
+        "tokens_per_second": rate,
+        "mfu": model_flops_utilization(kind, rate * per_token / devices.size),
         "wall_seconds": wall_seconds,
-        "device": f"{run.program.mesh.devices.flat[0].device_kind} x {run.program.mesh.size}",
+        "goodput": min(1.0, sum(all_seconds) / wall_seconds) if wall_seconds else math.nan,
+        "peak_memory": _peak_memory(devices),
+        "device": f"{kind} x {devices.size}",
         "jax_version": jax.__version__,
         "package_version": __version__,
         "audit_dots": audit["products"],
     }
     worst = {"audit_clipped": "clipped", "audit_zeros": "zeros", "audit_relative_mse": "relative_mse"}
     return row | {column: max((o[key] for o in operands), default=0.0) for column, key in worst.items()}
+
+
+def _peak_memory(devices: Any) -> float | None:
+    """Bytes of the fullest device of this process since it started; None where the platform does not count."""
+    here = [d.memory_stats() for d in devices.flat if d.process_index == jax.process_index()]
+    return max((float(s["peak_bytes_in_use"]) for s in here if s and "peak_bytes_in_use" in s), default=None)
 
 
 def evaluation_row(name: str, evaluation: Evaluation | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -31,6 +32,8 @@ class Program:
     schedule: str
     skip_nan: bool
     mesh: Mesh
+    accumulate: int = 1
+    loss_chunks: int = 1
 
     def transformer(self) -> Transformer:
         """The model of this program; flash attention on NVIDIA GPUs where the precision of activations allows it."""
@@ -50,6 +53,8 @@ def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Prog
         experiment.optimizer.schedule,
         t.on_nan == "skip",
         mesh,
+        t.accumulate,
+        t.loss_chunks,
     )
 
 
@@ -101,15 +106,60 @@ def without_learned_scales(params: Any) -> Any:
 
 
 def token_losses(
-    transformer: Transformer, params: Any, tokens_BT1: jax.Array, grids: Grids, key: jax.Array | None
+    program: Program, params: Any, tokens_BT1: jax.Array, grids: Grids, key: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy of each next token (nats) and its log-normalizer, both float32 [B, T]."""
-    logits_BTV: Any = transformer.apply({"params": params}, tokens_BT1[:, :-1], grids, key)
-    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    # A comparison instead of a gather: the gather's gradient is a scatter through a float32 [B, T, V] in memory.
-    is_target_BTV = jnp.arange(logits_BTV.shape[-1]) == tokens_BT1[:, 1:, None]
-    target_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0.0), axis=-1)
-    return log_z_BT - target_BT, log_z_BT
+    """Cross entropy of each next token (nats) and its log-normalizer, both float32 [B, T]. With `loss_chunks` C, the
+    logits of T / C tokens of every sequence are in memory at a time; the backward pass computes them again."""
+    transformer = program.transformer()
+    x_BTD: Any = transformer.apply({"params": params}, tokens_BT1[:, :-1], grids, key, method="hidden")
+
+    def losses(x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits_BTV: Any = transformer.apply({"params": params}, x_BTD, grids, key, method="logits")
+        log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+        # A comparison instead of a gather: the gather's gradient is a scatter through a float32 [B, T, V] in memory.
+        is_target_BTV = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
+        target_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0.0), axis=-1)
+        return log_z_BT - target_BT, log_z_BT
+
+    if program.loss_chunks == 1:
+        return losses(x_BTD, tokens_BT1[:, 1:])
+
+    def in_chunks(y: jax.Array) -> jax.Array:
+        return jnp.moveaxis(y.reshape(y.shape[0], program.loss_chunks, -1, *y.shape[2:]), 1, 0)
+
+    found = jax.lax.map(jax.checkpoint(lambda c: losses(*c)), (in_chunks(x_BTD), in_chunks(tokens_BT1[:, 1:])))
+    nll_BT, log_z_BT = (jnp.moveaxis(y_CBT, 0, 1).reshape(y_CBT.shape[1], -1) for y_CBT in found)
+    return nll_BT, log_z_BT
+
+
+def _loss_and_gradients(
+    program: Program, params: Any, tokens_BT1: jax.Array, grids: Grids, hyper: Hyper, key: jax.Array | None
+) -> tuple[jax.Array, Any]:
+    """Mean loss (nats/token) and the gradients of the objective, over `accumulate` parts of the batch in turn."""
+
+    def objective(params, tokens_BT1, key):
+        nll_BT, log_z_BT = token_losses(program, params, tokens_BT1, grids, key)
+        loss = jnp.mean(nll_BT)
+        return loss + hyper["z_loss"] * jnp.mean(log_z_BT**2), loss
+
+    differentiate = jax.value_and_grad(objective, has_aux=True)
+    parts = program.accumulate
+    if parts == 1:
+        (_, loss), gradients = differentiate(params, tokens_BT1, key)
+        return loss, gradients
+    # Every part takes rows from every device.
+    tokens_PBT1 = jnp.swapaxes(tokens_BT1.reshape(-1, parts, tokens_BT1.shape[1]), 0, 1)
+    across = NamedSharding(program.mesh, P(None, *batch_sharding(program.mesh).spec))
+    tokens_PBT1 = jax.lax.with_sharding_constraint(tokens_PBT1, across)
+
+    def add(total, part):
+        index, tokens_BT1 = part
+        own_key = None if key is None else jax.random.fold_in(key, index)
+        (_, loss), gradients = differentiate(params, tokens_BT1, own_key)
+        return jax.tree.map(lambda a, b: a + b / parts, total, (loss, gradients)), None
+
+    zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, zero, (jnp.arange(parts), tokens_PBT1))[0]
 
 
 def update(program: Program, state: State, tokens_BT1: jax.Array, grids: Grids, hyper: Hyper, seed: jax.Array):
@@ -117,16 +167,9 @@ def update(program: Program, state: State, tokens_BT1: jax.Array, grids: Grids, 
 
     Metrics: loss (nats/token), grad_norm, learning_rate, finite (0 where loss or gradient was not finite).
     """
-    transformer = program.transformer()
     stochastic = any(scaling.stochastic for _, _, scaling in program.structure.entries())
     key = jax.random.fold_in(jax.random.key(seed), state["step"]) if stochastic else None
-
-    def objective(params):
-        nll_BT, log_z_BT = token_losses(transformer, params, tokens_BT1, grids, key)
-        loss = jnp.mean(nll_BT)
-        return loss + hyper["z_loss"] * jnp.mean(log_z_BT**2), loss
-
-    (_, loss), gradients = jax.value_and_grad(objective, has_aux=True)(state["params"])
+    loss, gradients = _loss_and_gradients(program, state["params"], tokens_BT1, grids, hyper, key)
     grad_norm = optax.tree.norm(gradients)
     rate = learning_rate(program.schedule, state["step"], hyper)
     direction, opt_state = adamw(hyper).update(gradients, state["opt_state"], state["params"])
@@ -141,15 +184,25 @@ def update(program: Program, state: State, tokens_BT1: jax.Array, grids: Grids, 
     return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
 
 
+def everywhere(program: Program, tree: Any) -> Any:
+    """Numbers (equal on all processes) as arrays on every device, so that a step copies nothing from the host."""
+    sharding = NamedSharding(program.mesh, P())
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x, _dtype_of(x))), tree)
+
+
+def _dtype_of(x: Any) -> Any:
+    return np.int32 if isinstance(x, int) else np.float32
+
+
 @cache
 def train_step(program: Program) -> Any:
     """The jitted `update`; the state is donated."""
     state = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(program))
-    everywhere = NamedSharding(program.mesh, P())
+    replicated = NamedSharding(program.mesh, P())
     return jax.jit(
         partial(update, program),
-        in_shardings=(state, batch_sharding(program.mesh), everywhere, everywhere, everywhere),
-        out_shardings=(state, everywhere),
+        in_shardings=(state, batch_sharding(program.mesh), replicated, replicated, replicated),
+        out_shardings=(state, replicated),
         donate_argnums=0,
     )
 
@@ -160,13 +213,13 @@ def eval_step(program: Program) -> Any:
     float32 [2, B]."""
 
     def sequence_losses(params, tokens_BT1, mask_BT, grids):
-        nll_BT, _ = token_losses(program.transformer(), params, tokens_BT1, grids, None)
+        nll_BT, _ = token_losses(program, params, tokens_BT1, grids, None)
         return jnp.stack([jnp.where(mask_BT, nll_BT, 0.0).sum(axis=-1), mask_BT.sum(axis=-1).astype(jnp.float32)])
 
     params = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(program)["params"])
-    everywhere = NamedSharding(program.mesh, P())
+    replicated = NamedSharding(program.mesh, P())
     return jax.jit(
         sequence_losses,
-        in_shardings=(params, batch_sharding(program.mesh), batch_sharding(program.mesh), everywhere),
-        out_shardings=everywhere,
+        in_shardings=(params, batch_sharding(program.mesh), batch_sharding(program.mesh), replicated),
+        out_shardings=replicated,
     )

@@ -60,6 +60,31 @@ def test_arms_are_paired(tokens_folder):
     assert (next(other.train_batches())["tokens"] != batches[0]).any()
 
 
+@pytest.mark.parametrize("parts", [{"accumulate": 4}, {"loss_chunks": 4}, {"accumulate": 2, "loss_chunks": 8}])
+def test_parts_of_a_batch_add_up_to_the_whole(tokens_folder, parts):
+    """Losses after updates, so gradients too; on one device and on eight."""
+    whole = losses(prepare_run(at(tokens_folder, "W4A8@head:W8A8", batch_size=16), ONE), 3)
+    run = at(tokens_folder, "W4A8@head:W8A8", batch_size=16, **parts)
+    np.testing.assert_allclose(losses(prepare_run(run, ONE), 3), whole, atol=2e-5)
+    mesh = {"replica": 2, "fsdp": 2, "tensor": 2}
+    eight = run.model_copy(update={"mesh": run.mesh.model_copy(update=mesh)})
+    np.testing.assert_allclose(losses(prepare_run(eight), 3), whole, atol=5e-5)
+
+
+def test_chunks_hold_fewer_logits(tokens_folder):
+    temporary = []
+    for chunks in (1, 8):
+        tree = tiny_tree(tokens_folder)
+        tree["model"] |= {"vocab_size": 8192, "layers": 1}
+        tree["training"] |= {"loss_chunks": chunks}
+        run = prepare_run(build(tree, "test"), ONE)
+        state = initial_state(run.program, 0, {})
+        tokens = place(next(run.train_batches())["tokens"], run.program)
+        compiled = train_step(run.program).lower(state, tokens, run.grids, hyperparameters(run.experiment), 0).compile()
+        temporary.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert temporary[1] < 0.5 * temporary[0]
+
+
 @pytest.mark.parametrize("recipe", ["bf16", "W4A8KV4"])
 def test_eight_devices_equal_one(tokens_folder, recipe):
     tree = tiny_tree(tokens_folder)
@@ -136,6 +161,8 @@ def test_meshes_that_do_not_multiply_out(experiment):
     for mesh, message in (({"fsdp": 3}, "does not make 8 devices"), ({"fsdp": -1, "tensor": -1}, "may be -1")):
         with pytest.raises(UserError, match=message):
             make_mesh(experiment.mesh.model_copy(update=mesh))
+    with pytest.raises(UserError, match="accumulate 3 does not divide"):
+        build({**experiment.model_dump(), "training": {**experiment.training.model_dump(), "accumulate": 3}}, "test")
     with pytest.raises(UserError, match="batch_size 6 does not divide over 8"):
         prepare_run(
             experiment.model_copy(update={"training": experiment.training.model_copy(update={"batch_size": 6})})
