@@ -322,8 +322,12 @@ def _ptq(args: argparse.Namespace) -> int:
         if not folders:
             raise UserError(f"{args.runs} holds no finished run trained at '{wanted}'")
     if args.dry_run:
-        for folder in folders:
-            print(f"{folder}: {args.method} to {', '.join(map(str, quantizations))}")
+        planned = [
+            {"run_dir": str(folder), "method": args.method, "formats": [str(q) for q in quantizations]}
+            for folder in folders
+        ]
+        lines = [f"{row['run_dir']}: {row['method']} to {', '.join(row['formats'])}" for row in planned]
+        print(json.dumps(planned) if args.json else "\n".join([*lines, "nothing was quantized"]))
         return DONE
     found = []
     with reporting("ptq") as report, Interruption() as interrupted:

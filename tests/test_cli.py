@@ -67,6 +67,7 @@ def test_the_whole_pipeline(tmp_path, capsys):
     assert len(swept["done"]) == 4 and swept["compilations"] == 2  # two scale structures
     again = dry_run("sweep", sweep, "--out", out)
     assert {row["status"] for row in again} == {"done"}
+    assert len(dry_run("ptq", out, "--bits", "2,int4/g16", "--recipe", "bf16")) == 2 and not list(out.glob("*/ptq"))
     quantized = json.loads(ok("ptq", out, "--bits", "2,int4/g16", "--recipe", "bf16", "--json"))
     assert len(quantized) == 4
     counts = json.loads(ok("table", out, "-o", tmp_path / "runs.parquet", "--json"))

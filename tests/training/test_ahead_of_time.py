@@ -185,14 +185,16 @@ def test_a_train_step_compiles_for_four_v5e_chips():
 
 
 @needs_libtpu
-def test_native_int8_multiplies_and_gathers_int8():
+@pytest.mark.parametrize(("recipe", "types"), [("W8A8", "s8 x s8"), ("W4A4", "s4 x s4")])
+def test_native_integers_are_multiplied_and_gathered_as_they_are(recipe, types):
     native = experiment(mesh=MeshConfig(fsdp=4))
-    native = native.model_copy(update={"precision": native.precision.model_copy(update={"execution": "native"})})
+    precision = native.precision.model_copy(update={"execution": "native", "recipe": recipe})
+    native = native.model_copy(update={"precision": precision})
     report = compile_for(native, "v5e:2x2", timeout_seconds=300)
     # Four sites of two layers, and again where the backward pass needs a product that was not saved.
-    forward = [product for product in report.products if product.types.startswith("s8 x s8")]
+    forward = [product for product in report.products if product.types.startswith(types)]
     assert sum(product.count for product in forward) >= 8
-    assert any((c.kind, c.dtype) == ("all-gather", "s8") for c in report.collectives)
+    assert any((c.kind, c.dtype) == ("all-gather", types[:2]) for c in report.collectives)
 
 
 @needs_libtpu
