@@ -128,6 +128,16 @@ class CheckpointConfig(Section):
     keep: int = Field(2, ge=1, description="checkpoints kept")
 
 
+class TrackingConfig(Section):
+    """What is written besides the run directory's own record."""
+
+    tensorboard: bool = Field(False, description="also as TensorBoard events, in the run directory")
+    wandb_project: str | None = Field(None, description="also to this Weights & Biases project")
+    profile_from: int | None = Field(None, ge=1, description="first step of a profiler trace; none if absent")
+    profile_steps: int = Field(3, ge=1, description="steps of that trace")
+    log_hlo: bool = Field(False, description="write the training step's StableHLO to the run directory")
+
+
 class Experiment(Section):
     """One training run: a point (N, D, precision)."""
 
@@ -139,6 +149,7 @@ class Experiment(Section):
     training: TrainingConfig
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _parts(self) -> Self:
@@ -163,7 +174,7 @@ class Experiment(Section):
 
 
 # Neither the label nor where and how safely a run runs changes its result.
-_NOT_IN_IDENTITY = {"name", "mesh", "checkpoint"}
+_NOT_IN_IDENTITY = {"name", "mesh", "checkpoint", "tracking"}
 
 
 def run_id(experiment: Experiment, dataset_hash: str) -> str:

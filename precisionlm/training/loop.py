@@ -31,6 +31,7 @@ from precisionlm.training.step import (
     train_step,
     without_learned_scales,
 )
+from precisionlm.training.tracking import ProfileWindow, TrackedLog, trackers
 
 Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss in nats/token)
 _SKIPS_UNTIL_DIVERGED = 100  # steps in a row without a finite gradient, under on_nan: skip
@@ -124,18 +125,26 @@ def _train(
     if applied is None:
         applied = audit_run(run, state)
         on_first(lambda: directory.write_json("audit.json", applied))
+    if run.experiment.tracking.log_hlo:
+        text = step_text(run, state)
+        on_first(lambda: directory.write_text("step.stablehlo.txt", text))
     stop_before_compiling()
     on_first(lambda: trim_metrics(directory.metrics, start))
-    log = MetricsLog(directory.metrics if is_first() else Path(os.devnull))
-    training = _Training(run, state, position, log, checkpoints, progress, interrupted, began)
     status, reason, evaluations = "done", "", []
-    try:
-        evaluated = on_first(lambda: has_evaluation(directory.metrics, start))
-        evaluations = training.finish(start, evaluated)
-    except DivergedError as error:
-        status, reason, evaluations = "diverged", str(error), [evaluation_row("trained", None)]
-    finally:
-        log.close()
+    with ExitStack() as open_until_done:
+        log = MetricsLog(directory.metrics if is_first() else Path(os.devnull))
+        open_until_done.callback(log.close)
+        tree = run.experiment.model_dump()
+        others = trackers(run.experiment.tracking, directory.path, run.run_id, tree, is_first())
+        tracked = TrackedLog(log, on_all(lambda: open_until_done.enter_context(others)))
+        window = ProfileWindow(run.experiment.tracking, directory.path, is_first())
+        open_until_done.callback(window.close)
+        training = _Training(run, state, position, tracked, checkpoints, progress, interrupted, began, window)
+        try:
+            evaluated = on_first(lambda: has_evaluation(directory.metrics, start))
+            evaluations = training.finish(start, evaluated)
+        except DivergedError as error:
+            status, reason, evaluations = "diverged", str(error), [evaluation_row("trained", None)]
     checkpoints.wait()  # a finished run has its last checkpoint
 
     def record() -> dict[str, Any]:
@@ -152,11 +161,20 @@ def audit_run(run: Run, state: State) -> dict[str, Any]:
     """audit.json's content, from the training step's program and the first batch. Raises UserError where a recipe entry
     reached no product."""
     tokens = place(next(run.train_batches())["tokens"], run.program)
-    hyper, seed = hyperparameters(run.experiment), run.experiment.training.seed
-    counts = audit.count_products(train_step(run.program).trace(state, tokens, run.grids, hyper, seed).jaxpr)
+    counts = audit.count_products(_traced_step(run, state, tokens).jaxpr)
     audit.check_applied(run.recipe, run.program.structure, counts)
     values = operand_values(run.program, state, tokens, run.grids)
     return audit.report(run.recipe, run.program.structure, counts, values, run.experiment.model.layers)
+
+
+def step_text(run: Run, state: State) -> str:
+    """The training step's program in StableHLO, as the compiler gets it."""
+    return str(_traced_step(run, state, place(next(run.train_batches())["tokens"], run.program)).lower().as_text())
+
+
+def _traced_step(run: Run, state: State, tokens: jax.Array) -> Any:
+    hyper, seed = hyperparameters(run.experiment), run.experiment.training.seed
+    return train_step(run.program).trace(state, tokens, run.grids, hyper, seed)
 
 
 class _Training:
@@ -167,14 +185,15 @@ class _Training:
         run: Run,
         state: State,
         position: dict[str, Any],
-        log: MetricsLog,
+        log: TrackedLog,
         checkpoints: Checkpoints,
         progress: Progress,
         interrupted: Callable[[], bool],
         began: float,
+        window: ProfileWindow,
     ):
         self._run, self._state, self._log, self._checkpoints = run, state, log, checkpoints
-        self._interrupted, self._began = interrupted, began
+        self._interrupted, self._began, self._window = interrupted, began, window
         self._recorder = _Recorder(run, log, progress, position.get("skipped", 0))
         self._batches = run.train_batches()
         if position:
@@ -198,6 +217,7 @@ class _Training:
         if evaluation_due(start) and not evaluated:
             self._evaluate_between(start)
         for step in range(start + 1, steps + 1):
+            self._window.before(step)
             tokens = place(next(self._batches)["tokens"], run.program)
             with jax.transfer_guard_host_to_device("disallow"):
                 self._state, metrics = step_fn(self._state, tokens, grids, hyper, seed)
@@ -247,7 +267,7 @@ class _Training:
 class _Recorder:
     """Reads the metrics of the step before, writes them down, and decides whether the run has diverged."""
 
-    def __init__(self, run: Run, log: MetricsLog, progress: Progress, skipped: int):
+    def __init__(self, run: Run, log: TrackedLog, progress: Progress, skipped: int):
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.skipped = skipped  # steps in a row
         self._run, self._log, self._progress = run, log, progress

@@ -1,0 +1,62 @@
+"""Metrics beside the run directory's own: what goes where, and that nothing of it changes a run."""
+
+import pytest
+
+from precisionlm.config import TrackingConfig
+from precisionlm.errors import UserError
+from precisionlm.training.loop import train
+from precisionlm.training.run_directory import read_metrics
+from precisionlm.training.tracking import TrackedLog, trackers
+
+
+def with_(experiment, **tracking):
+    return experiment.model_copy(update={"tracking": experiment.tracking.model_copy(update=tracking)})
+
+
+def test_tensorboard_profile_and_hlo_change_no_run(experiment, tmp_path):
+    events = pytest.importorskip("tensorboardX", reason="tensorboardX is of the extra `track`")
+    asked = with_(experiment, tensorboard=True, profile_from=3, profile_steps=2, log_hlo=True)
+    plain, tracked = train(experiment, tmp_path / "a"), train(asked, tmp_path / "b")
+    assert plain.run_id == tracked.run_id
+    losses = [[line["loss"] for line in read_metrics(o.path / "metrics.jsonl")] for o in (plain, tracked)]
+    assert losses[0] == losses[1] and len(losses[0]) == 12
+    names = {path.name for path in tracked.path.iterdir()}
+    assert names - {path.name for path in plain.path.iterdir()} == {"tensorboard", "profile", "step.stablehlo.txt"}
+    assert "stablehlo.dot_general" in (tracked.path / "step.stablehlo.txt").read_text()
+    assert list((tracked.path / "profile").rglob("*.xplane.pb"))
+    written = next((tracked.path / "tensorboard").iterdir()).read_bytes()
+    assert events and written.count(b"grad_norm") == 12 and b"loss" in written
+
+
+def test_lines_go_to_every_tracker_without_what_is_not_finite():
+    seen, lines = [], []
+
+    class Recording:
+        def log(self, step, values):
+            seen.append((step, values))
+
+        def close(self):
+            seen.append("closed")
+
+    class Log:
+        write = staticmethod(lines.append)
+        flush = staticmethod(lambda: None)
+
+    TrackedLog(Log(), [Recording()]).write({"step": 4, "loss": 2.5, "grad_norm": None})
+    assert seen == [(4, {"loss": 2.5})] and lines == [{"step": 4, "loss": 2.5, "grad_norm": None}]
+
+
+def test_a_package_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    asked = TrackingConfig(wandb_project="precision")
+    with pytest.raises(UserError, match="wandb_project needs wandb"), trackers(asked, tmp_path, "id", {}, True):
+        pass
+    with trackers(asked, tmp_path, "id", {}, False) as none:  # other processes than the first track nothing
+        assert none == []
+
+
+def test_weights_and_biases_offline(experiment, tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is of the extra `track`")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    outcome = train(with_(experiment, wandb_project="precision"), tmp_path)
+    assert outcome.status == "done" and list((outcome.path / "wandb").glob("offline-run-*/*.wandb"))
