@@ -1,5 +1,7 @@
 """State and data position in one atomic checkpoint. The only file that imports orbax."""
 
+import gc
+import inspect
 import logging
 import os
 import re
@@ -79,6 +81,7 @@ class Checkpoints:
             reasons = [found for found in gather(reason) if found]
             if restored is not None and not reasons:
                 return step, restored["state"], restored["position"]
+            gc.collect()  # the reads that orbax gave up complain when they are collected: here, not anywhere later
             self._damaged.add(step)
             warnings.warn(f"checkpoint of step {step} is damaged ({reasons[0]}); trying an older one", stacklevel=2)
         return None
@@ -99,7 +102,8 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
-        """While entered, a failed write is heard of through its UserError alone, not through orbax's threads too."""
+        """While entered, a failed read or write is heard of through its own error alone, not through orbax's threads
+        too."""
         self._hook, self._level = sys.unraisablehook, _ORBAX_LOG.level
         _ORBAX_LOG.setLevel(logging.CRITICAL)
         sys.unraisablehook = self._unraisable
@@ -118,8 +122,11 @@ class Checkpoints:
                     shutil.rmtree(partial, ignore_errors=True)
 
     def _unraisable(self, found: Any) -> None:
-        # The writes that orbax gives up after the first that failed call back into an event loop that is gone.
-        if not (isinstance(found.exc_value, RuntimeError) and "loop is closed" in str(found.exc_value)):
+        # What orbax gives up after the first read or write that failed calls back into an event loop that is gone, or
+        # is thrown out of its own coroutines.
+        late_write = isinstance(found.exc_value, RuntimeError) and "loop is closed" in str(found.exc_value)
+        late_read = inspect.iscoroutine(found.object) and "orbax" in found.object.cr_code.co_filename
+        if not (late_write or late_read):
             self._hook(found)
 
     @contextmanager

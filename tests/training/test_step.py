@@ -12,7 +12,7 @@ from precisionlm.training.loop import audit_run
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import prepare_run
 from precisionlm.training.sharding import RULES, make_mesh, partition_spec
-from precisionlm.training.step import initial_state, train_step
+from precisionlm.training.step import everywhere, initial_state, train_step
 
 from ..conftest import tiny_tree
 
@@ -32,10 +32,11 @@ def at(tokens_folder, recipe, **training):
 
 def losses(run, steps):
     state, batches = initial_state(run.program, run.experiment.training.seed, run.grids), run.train_batches()
-    hyper, out = hyperparameters(run.experiment), []
+    grids, hyper, seed = everywhere(run.program, (run.grids, hyperparameters(run.experiment), 0))
+    out = []
     for _ in range(steps):
         tokens = place(next(batches)["tokens"], run.program)
-        state, metrics = train_step(run.program)(state, tokens, run.grids, hyper, 0)
+        state, metrics = train_step(run.program)(state, tokens, grids, hyper, seed)
         out.append(float(metrics["loss"]))
     return out
 
