@@ -1,4 +1,5 @@
-"""Nothing is lost: a short campaign of real kills, and on purpose what a campaign hits by luck alone."""
+"""Nothing is lost: a short campaign of real kills, and on purpose what a campaign hits by luck alone. The long campaign
+is `python -m tests.faults --kills 30 --terms 30`."""
 
 import json
 import os
@@ -16,7 +17,6 @@ from precisionlm.training.loop import train
 from precisionlm.training.run_directory import RunDirectory, read_metrics
 
 from ..conftest import tiny_tree
-from .__main__ import planned
 from .campaign import DISK_FULL, Campaign, Fault, end, table_of
 
 ONE = jax.devices()[:1]
@@ -59,14 +59,6 @@ def test_four_kills_lose_nothing(tmp_path):
     histories = campaign.histories(faults)
     assert not any(history.problems for history in histories), table_of(histories)
     assert sum(len(history.faults) for history in histories) == len(faults)
-
-
-@pytest.mark.long
-def test_a_whole_campaign(tmp_path):
-    campaign = Campaign(tmp_path / "campaign", seed=0)
-    campaign.reference()
-    histories = campaign.histories(planned(kills=30, terms=30, full=6, seed=0))
-    assert not any(history.problems for history in histories), table_of(histories)
 
 
 def test_every_poll_can_be_the_one_that_stops(tree, tmp_path):
