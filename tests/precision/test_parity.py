@@ -16,7 +16,7 @@ from precisionlm.precision.scaling import Scaling, scale_of
 
 qwix = pytest.importorskip("qwix", reason="parity with Qwix needs qwix, of the dev extra")
 gfloat = pytest.importorskip("gfloat", reason="parity with OCP MX needs gfloat, of the dev extra")
-ocp = pytest.importorskip("gfloat.formats")
+ocp = pytest.importorskip("gfloat.formats", reason="parity with OCP MX needs gfloat, of the dev extra")
 
 SHARINGS = {"tensor": 0, "channel": 0, "group": 32}
 INTEGERS = {f"int{bits}": jnp.dtype(f"int{bits}") if bits in (4, 8) else f"int{bits}" for bits in range(2, 9)}
