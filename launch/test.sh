@@ -9,7 +9,7 @@ status=0
 .venv/bin/ruff check . || status=1
 .venv/bin/ruff format --check . || status=1
 .venv/bin/mypy precisionlm || status=1
-.venv/bin/python -m pytest "$@" || status=$?
+.venv/bin/python -m pytest -n 2 --dist worksteal "$@" || status=$?
 if [ "$status" -ne 0 ]; then
   echo "test: failed (status $status); see above" >&2
 fi

@@ -81,7 +81,6 @@ class Checkpoints:
             reasons = [found for found in gather(reason) if found]
             if restored is not None and not reasons:
                 return step, restored["state"], restored["position"]
-            gc.collect()  # the reads that orbax gave up complain when they are collected: here, not anywhere later
             self._damaged.add(step)
             warnings.warn(f"checkpoint of step {step} is damaged ({reasons[0]}); trying an older one", stacklevel=2)
         return None
@@ -115,6 +114,8 @@ class Checkpoints:
             with self._writing():
                 self._manager.close()
         finally:
+            if self._damaged:
+                gc.collect()  # the reads that orbax gave up complain when they are collected: here, not anywhere later
             sys.unraisablehook = self._hook
             _ORBAX_LOG.setLevel(self._level)
             if self._failed and is_first():

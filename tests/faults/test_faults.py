@@ -100,7 +100,6 @@ def test_a_record_with_missing_steps_is_not_continued(tree, tmp_path):
         train(build(tree, "test"), tmp_path, devices=ONE)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax leaves its reader threads behind
 def test_a_damaged_last_checkpoint_is_replaced(tree, tmp_path):
     experiment = build(tree | {"checkpoint": {"every_steps": 5}}, "test")
     evaluating = StopAt(BEFORE_STEPS + 6 + 8 + 2)
