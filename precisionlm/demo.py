@@ -10,6 +10,7 @@ from precisionlm.analysis.analyze import Analysis, analyze
 from precisionlm.analysis.report import write_report
 from precisionlm.config import Experiment, build
 from precisionlm.data.prepare import prepare
+from precisionlm.data.request import Request
 from precisionlm.model.presets import non_embedding_parameters
 from precisionlm.progress import Reporter, clock, reporting
 from precisionlm.ptq.evaluate import finished_runs, quantize_run, weight_quantization
@@ -80,11 +81,9 @@ def run_demo(out: Path, scale: float) -> dict[str, Any]:
     began = time.monotonic()
     with reporting("demo") as report, Interruption() as interrupted:
         prepare(
-            "stdlib",
+            Request("stdlib", vocab_size=VOCABULARY, validation_every=32),
             out / "data",
-            vocab_size=VOCABULARY,
-            validation_every=32,
-            progress=lambda stage, done, total: report(_PREPARED * (done / total if total else 0.0), stage),
+            lambda stage, done, total: report(_PREPARED * (done / total if total else 0.0), stage),
         )
         rows = plan(experiments(out / "data", scale), out / "runs")
         outcome = run_sweep(rows, out / "runs", _between(report, _PREPARED, _TRAINED), interrupted)

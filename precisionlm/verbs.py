@@ -1,8 +1,11 @@
-"""How a verb of the command line is declared: its help says what it does, with an example."""
+"""What the verbs of the command line share: how one is declared, how planned runs are printed."""
 
 import argparse
+import json
 from collections.abc import Callable
 from typing import Any
+
+from precisionlm.errors import DONE
 
 
 def add_verb(
@@ -25,3 +28,16 @@ def add_verb(
     )
     parser.set_defaults(run=run, command=name, overrides=overrides)
     return parser
+
+
+def print_runs(entries: list[dict[str, Any]], as_json: bool) -> int:
+    """A line for each planned run, and what all of them cost; returns the exit code."""
+    if as_json:
+        print(json.dumps(entries))
+        return DONE
+    print(f"{'run':12}  {'status':8}  {'N':>14}  {'D':>16}  {'FLOPs':>9}  recipe")
+    for e in entries:
+        sizes = f"{e['N_params']:14,}  {e['D_tokens']:16,}  {e['flops']:9.2e}"
+        print(f"{e.get('run_id', ''):12}  {e.get('status', ''):8}  {sizes}  {e['recipe']}")
+    print(f"{len(entries)} runs, {sum(e['flops'] for e in entries):.3g} FLOPs in all; nothing was run")
+    return DONE

@@ -23,6 +23,7 @@ def tokens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers.models import BPE
 
     from precisionlm.data.prepare import prepare
+    from precisionlm.data.request import Request
 
     folder = tmp_path_factory.mktemp("tokens")
     vocabulary = {"<|endoftext|>": 0} | {chr(0x100 + i): i for i in range(1, 97)}
@@ -37,7 +38,7 @@ def tokens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         documents.append(0)
     np.array(documents, np.uint16).tofile(folder / "chain.u16")
     out = folder / "data"
-    prepare(folder / "chain.u16", out, tokenizer=folder / "tokenizer.json", eos_id=0, validation_every=16)
+    prepare(Request(folder / "chain.u16", tokenizer=folder / "tokenizer.json", eos_id=0, validation_every=16), out)
     return out
 
 

@@ -1,7 +1,6 @@
 """Text → packed tokens: a folder of flat token files, their tokenizer and `meta.json`."""
 
 import contextlib
-import dataclasses
 import glob
 import hashlib
 import os
@@ -14,49 +13,17 @@ from typing import IO, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from precisionlm.data.documents import Document, Source
+from precisionlm.data.documents import Document
 from precisionlm.data.meta import DTYPES, META_FILE, SPLIT_FILES, TOKENIZER_FILE, Meta, Split, sha256_of, token_dtype
-from precisionlm.data.tokenizer import end_of_text_id, load_tokenizer, train_bpe, vocabulary_size
+from precisionlm.data.request import SMALLEST_SPLIT, Request
+from precisionlm.data.tokenizer import end_of_text_id, train_bpe, vocabulary_size
 from precisionlm.errors import UserError
 
 Progress = Callable[[str, int, int | None], None]
 """Called with (stage, bytes of the source done, bytes in all or None where that is not known)."""
 
 TOKENIZER_BYTES = 100_000_000  # of training text that a tokenizer is trained on: merges hardly change beyond
-SMALLEST_SPLIT = 1024  # tokens; a smaller split is of no use
 _BATCH_CHARACTERS = 1 << 20  # encoded at once: enough to keep the cores busy, little enough for a smooth progress
-
-
-@dataclasses.dataclass(frozen=True)
-class _Partition:
-    """Which documents are held out: one in `every` by hash of its content, or those of a source of their own."""
-
-    train: Source
-    held_out: Source | None
-    every: int
-
-    @property
-    def rule(self) -> str:
-        if self.held_out is not None:
-            return "validation documents come from a source of their own"
-        return f"a document is held out if blake2b-64(its UTF-8 text or uint32 tokens) mod {self.every} == 0"
-
-    @property
-    def size(self) -> int | None:
-        sizes = [self.train.size, self.held_out.size if self.held_out else 0]
-        return None if None in sizes else sum(filter(None, sizes))
-
-    def documents(self, text_field: str, vocab_size: int, eos_id: int) -> Iterator[tuple[str, Document, int]]:
-        """(split, document, bytes of all sources read so far); a held-out source comes first, so that training
-        documents can end at any point."""
-        start = 0
-        if self.held_out is not None:
-            for document in self.held_out.documents(text_field, vocab_size, eos_id):
-                yield "validation", document, document.position
-            start = self.held_out.size or 0
-        for document in self.train.documents(text_field, vocab_size, eos_id):
-            hashed_out = self.held_out is None and document.in_validation(self.every)
-            yield "validation" if hashed_out else "train", document, start + document.position
 
 
 class _Writer:
@@ -77,52 +44,33 @@ class _Writer:
         return Split(self.tokens, self.documents, self._sha256.hexdigest())
 
 
-def prepare(
-    source: str | Path | Sequence[str | Path],
-    out: str | Path,
-    *,
-    vocab_size: int | None = None,
-    tokenizer: str | Path | None = None,
-    eos_id: int | None = None,
-    validation: str | Path | Sequence[str | Path] | None = None,
-    validation_every: int = 128,
-    text_field: str = "text",
-    max_tokens: int | None = None,
-    progress: Progress = lambda stage, done, total: None,
-) -> Meta:
-    """Packs `source` (spelled as in `precisionlm.data.documents`) into the folder `out`.
+def prepare(request: Request, out: str | Path, progress: Progress = lambda stage, done, total: None) -> Meta:
+    """Packs the documents asked for into the folder `out`.
 
-    Writes train.bin and val.bin (every document followed by end-of-text), tokenizer.json and meta.json. Either
-    `vocab_size` trains a byte-level BPE on the training documents, or `tokenizer` names a Hugging Face tokenizer.json
-    whose end-of-text id is `eos_id` (default: its well-known one). One document in `validation_every`, by hash of its
-    content, is held out, unless `validation` names a source of its own. The training split ends with the document
-    that reaches `max_tokens` (count).
-
-    Deterministic, and atomic: `out` appears complete or not at all. Called again with the same arguments it reports
-    the stage `already prepared` and changes nothing. UserError: other arguments than those `out` was made with, a
+    Writes train.bin and val.bin (every document followed by end-of-text), tokenizer.json and meta.json.
+    Deterministic, and atomic: `out` appears complete or not at all. Called again with the same request it reports
+    the stage `already prepared` and changes nothing. UserError: another request than the one `out` was made with, a
     source that is empty or not what it claims, a split too small to be of use.
     """
     out = Path(out)
-    parts, trained, arguments = _checked(
-        source, vocab_size, tokenizer, eos_id, validation, validation_every, text_field, max_tokens
-    )
+    parts, trained, arguments = request.checked()
     if (finished := _finished(out, arguments)) is not None:
         progress("already prepared", parts.size or 0, parts.size)
         return finished
     with _appearing_complete(out) as folder:
         if trained is None:
-            assert vocab_size is not None
+            assert request.vocab_size is not None
             # Only packed files need a vocabulary to be read, and they come with a tokenizer.
-            texts = _tokenizer_sample(parts.documents(text_field, 0, 0), parts.size, progress)
-            trained = train_bpe(texts, vocab_size)
+            texts = _tokenizer_sample(parts.documents(request.text_field, 0, 0), parts.size, progress)
+            trained = train_bpe(texts, request.vocab_size)
             trained.save(str(folder / TOKENIZER_FILE))
         else:
-            assert tokenizer is not None
-            shutil.copyfile(tokenizer, folder / TOKENIZER_FILE)
-        eos, size = end_of_text_id(trained, eos_id), vocabulary_size(trained)
-        encoded = _encoded(trained, parts.documents(text_field, size, eos), parts.size, progress)
-        counted = _pack(folder, encoded, token_dtype(size), eos, max_tokens)
-        _check_counts(counted, validation_every if parts.held_out is None else None)
+            assert request.tokenizer is not None
+            shutil.copyfile(request.tokenizer, folder / TOKENIZER_FILE)
+        eos, size = end_of_text_id(trained, request.eos_id), vocabulary_size(trained)
+        encoded = _encoded(trained, parts.documents(request.text_field, size, eos), parts.size, progress)
+        counted = _pack(folder, encoded, token_dtype(size), eos, request.max_tokens)
+        _check_counts(counted, request.validation_every if parts.held_out is None else None)
         meta = Meta(
             dtype=token_dtype(size),
             vocab_size=size,
@@ -138,76 +86,20 @@ def prepare(
     return meta
 
 
-def preview(
-    source: str | Path | Sequence[str | Path],
-    out: str | Path,
-    *,
-    vocab_size: int | None = None,
-    tokenizer: str | Path | None = None,
-    eos_id: int | None = None,
-    validation: str | Path | Sequence[str | Path] | None = None,
-    validation_every: int = 128,
-    text_field: str = "text",
-    max_tokens: int | None = None,
-) -> dict[str, Any]:
-    """What `prepare` would do with the same arguments, every check included that does not read the documents: status
+def preview(request: Request, out: str | Path) -> dict[str, Any]:
+    """What `prepare` would do with the same request, every check included that does not read the documents: status
     (new, or done), files and bytes of the sources (None: a dataset of the hub), vocabulary. Writes nothing."""
-    parts, trained, arguments = _checked(
-        source, vocab_size, tokenizer, eos_id, validation, validation_every, text_field, max_tokens
-    )
+    parts, trained, arguments = request.checked()
     return {
         "out": str(out),
         "status": "done" if _finished(Path(out), arguments) else "new",
         "files": len(parts.train.files) + (len(parts.held_out.files) if parts.held_out else 0),
         "bytes": parts.size,
-        "vocab_size": vocabulary_size(trained) if trained else vocab_size,
-        "tokenizer": str(tokenizer) if tokenizer else "to be trained",
+        "vocab_size": vocabulary_size(trained) if trained else request.vocab_size,
+        "tokenizer": str(request.tokenizer) if request.tokenizer else "to be trained",
         "split_rule": parts.rule,
-        "max_tokens": max_tokens,
+        "max_tokens": request.max_tokens,
     }
-
-
-def _checked(
-    source: str | Path | Sequence[str | Path],
-    vocab_size: int | None,
-    tokenizer: str | Path | None,
-    eos_id: int | None,
-    validation: str | Path | Sequence[str | Path] | None,
-    validation_every: int,
-    text_field: str,
-    max_tokens: int | None,
-) -> tuple[_Partition, Tokenizer | None, dict[str, object]]:
-    """The sources found, the tokenizer read if one is given, and the arguments as `meta.json` records them."""
-    if (vocab_size is None) == (tokenizer is None):
-        raise UserError("give either vocab_size, to train a tokenizer, or tokenizer, the file of one")
-    if validation_every < 2:
-        raise UserError(
-            f"validation_every is {validation_every}; it must be at least 2 (one document in 2 is held out)"
-        )
-    if max_tokens is not None and max_tokens < SMALLEST_SPLIT:
-        raise UserError(f"max_tokens is {max_tokens}; it must be at least {SMALLEST_SPLIT}")
-    parts = _Partition(
-        Source.resolve(source), None if validation is None else Source.resolve(validation), validation_every
-    )
-    if tokenizer is None and (parts.train.packed or (parts.held_out and parts.held_out.packed)):
-        raise UserError("packed token files need `tokenizer`, the tokenizer.json that made them")
-    trained = None if tokenizer is None else load_tokenizer(Path(tokenizer))
-    return (
-        parts,
-        trained,
-        {
-            "source": list(parts.train.words),
-            "source_fingerprint": parts.train.fingerprint,
-            "vocab_size": vocab_size,
-            "tokenizer_sha256": None if tokenizer is None else sha256_of(Path(tokenizer)),
-            "eos_id": eos_id,
-            "validation": list(parts.held_out.words) if parts.held_out else None,
-            "validation_fingerprint": parts.held_out.fingerprint if parts.held_out else None,
-            "validation_every": validation_every,
-            "text_field": text_field,
-            "max_tokens": max_tokens,
-        },
-    )
 
 
 def _finished(out: Path, arguments: dict[str, object]) -> Meta | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from precisionlm.data.prepare import prepare
+from precisionlm.data.request import Request
 from precisionlm.data.source import Dataset
 
 
@@ -31,7 +32,7 @@ def text_folder(documents: list[str], tmp_path_factory: pytest.TempPathFactory) 
 def prepared(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Do not write here: shared by every test of the session."""
     out = tmp_path_factory.mktemp("prepared") / "tokens"
-    prepare(text_folder, out, vocab_size=512, validation_every=8)
+    prepare(Request(text_folder, vocab_size=512, validation_every=8), out)
     return out
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from precisionlm.data.prepare import prepare
+from precisionlm.data.request import Request
 from precisionlm.sweep.table import collect
 from precisionlm.training.run_directory import read_metrics
 
@@ -59,7 +60,7 @@ class Campaign:
         for i in range(60):
             words = (f"word{(i * j) % 17} follows word{(i + j) % 13}." for j in range(150))
             (text / f"{i}.txt").write_text(" ".join(words))
-        prepare(text, folder / "data", vocab_size=270, validation_every=3)
+        prepare(Request(text, vocab_size=270, validation_every=3), folder / "data")
         tree = {
             "model": {"layers": 1, "width": 32, "heads": 2, "mlp_width": 64},
             "data": {"path": str(folder / "data"), "sequence_length": 32},

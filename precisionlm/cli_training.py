@@ -1,0 +1,201 @@
+"""The verbs that run models: train, sweep, ptq."""
+
+import argparse
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from precisionlm.errors import DIVERGED, DONE, UserError
+from precisionlm.verbs import add_verb, print_runs
+
+
+def add_training(verbs: Any) -> None:
+    """Register train, sweep and ptq."""
+    train = add_verb(
+        verbs,
+        "train",
+        _train,
+        "Train one model at one precision; resume it if it was begun, skip it if it is finished. The run directory is "
+        "OUT/<run id>.\nAny key of the configuration can be given as --section.key VALUE.",
+        "precisionlm train configs/demo.yaml --out runs --training.steps 50 --precision.recipe W4A8",
+        overrides=True,
+    )
+    train.add_argument("config", type=Path, help="experiment YAML")
+    sweep = add_verb(
+        verbs,
+        "sweep",
+        _sweep,
+        "Train every experiment of a grid that is not finished yet. Overrides as for train.",
+        "precisionlm sweep configs/demo_sweep.yaml --out runs --dry-run",
+        overrides=True,
+    )
+    sweep.add_argument("config", type=Path, help="sweep YAML: an experiment and a grid")
+    for verb in (train, sweep):
+        verb.add_argument("--out", required=True, type=Path, help="folder of run directories")
+        verb.add_argument("--dry-run", action="store_true", help="check everything, print sizes and FLOPs, run nothing")
+        verb.add_argument("--json", action="store_true", help="print the outcome as JSON")
+        several = verb.add_argument_group(
+            "several processes", "Start the same command once a host; --out must be a folder that all of them share."
+        )
+        several.add_argument(
+            "--distributed", action="store_true", help="find the others through Slurm, GKE or a TPU pod"
+        )
+        several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, instead of --distributed")
+        several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+        several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+
+    ptq = add_verb(
+        verbs,
+        "ptq",
+        _ptq,
+        "Quantize the weights of finished runs after training and evaluate them; rows of the same table.",
+        "precisionlm ptq runs --bits 3,4,6 --recipe bf16",
+    )
+    ptq.add_argument("runs", type=Path, help="a run directory or a folder of them")
+    ptq.add_argument("--bits", default="3,4,6", help="formats of the weights: bits or int4/g128, e2m1, mxfp4, …")
+    ptq.add_argument("--method", default="rtn", help="rtn: round to nearest")
+    ptq.add_argument("--recipe", help="only runs trained at this recipe")
+    ptq.add_argument("--dry-run", action="store_true", help="list what would be quantized")
+    ptq.add_argument("--json", action="store_true", help="print the evaluations as JSON")
+
+
+def _train(args: argparse.Namespace) -> int:
+    from precisionlm.training.preemption import Interruption
+
+    with Interruption() as signalled:  # before the imports that take seconds
+        from precisionlm.config import load
+        from precisionlm.sweep.scheduler import plan
+        from precisionlm.training.loop import train
+        from precisionlm.training.processes import is_first, on_all
+
+        experiment = load(args.config, args.rest)
+        interrupted = _join(args, signalled)
+        if args.dry_run:
+            rows = on_all(lambda: plan([experiment], args.out))
+            return _print_plan(rows, args.json) if is_first() else DONE
+        with _reporting("train") as report:
+            outcome = train(
+                experiment,
+                args.out,
+                lambda step, steps, loss: report(step / steps, f"step {step}/{steps} loss {loss:.4f}"),
+                interrupted,
+            )
+    if is_first():
+        _print_outcome(outcome, args.json)
+    return DIVERGED if outcome.result["status"] == "diverged" else DONE
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from precisionlm.training.preemption import Interruption
+
+    with Interruption() as signalled:
+        from precisionlm.sweep.grid import load_sweep
+        from precisionlm.sweep.scheduler import plan, run_sweep
+        from precisionlm.training.processes import is_first, on_all
+
+        experiments = load_sweep(args.config, args.rest)
+        interrupted = _join(args, signalled)
+        rows = on_all(lambda: plan(experiments, args.out))
+        if args.dry_run:
+            return _print_plan(rows, args.json) if is_first() else DONE
+        with _reporting("sweep") as report:
+            outcome = run_sweep(rows, args.out, report, interrupted)
+    if is_first():
+        text = (
+            f"{len(rows)} runs: {len(outcome.done)} trained now, {len(outcome.skipped)} finished before, "
+            f"{len(outcome.diverged)} diverged; {outcome.compilations} training steps compiled"
+        )
+        print(json.dumps(vars(outcome)) if args.json else text)
+    return DONE
+
+
+def _ptq(args: argparse.Namespace) -> int:
+    from precisionlm.precision.recipe import parse_recipe
+    from precisionlm.progress import reporting
+    from precisionlm.ptq.evaluate import METHODS, finished_runs, quantize_run, weight_quantization
+    from precisionlm.training.preemption import Interruption
+    from precisionlm.training.run_directory import RunDirectory
+
+    if args.method not in METHODS:
+        raise UserError(f"--method {args.method}: valid are {', '.join(METHODS)}")
+    quantizations = [weight_quantization(word) for word in args.bits.split(",")]
+    folders = finished_runs(args.runs)
+    if args.recipe:
+        wanted = str(parse_recipe(args.recipe))
+        folders = [
+            folder
+            for folder in folders
+            if RunDirectory(folder.parent, folder.name).read_json("result.json")["row"]["recipe"] == wanted
+        ]
+        if not folders:
+            raise UserError(f"{args.runs} holds no finished run trained at '{wanted}'")
+    if args.dry_run:
+        planned = [
+            {"run_dir": str(folder), "method": args.method, "formats": [str(q) for q in quantizations]}
+            for folder in folders
+        ]
+        lines = [f"{row['run_dir']}: {row['method']} to {', '.join(row['formats'])}" for row in planned]
+        print(json.dumps(planned) if args.json else "\n".join([*lines, "nothing was quantized"]))
+        return DONE
+    found = []
+    with reporting("ptq") as report, Interruption() as interrupted:
+        for i, folder in enumerate(folders):
+            rows = quantize_run(folder, args.method, quantizations, partial(report, i / len(folders)), interrupted)
+            found += [{"run_dir": str(folder)} | row for row in rows]
+    if args.json:
+        print(json.dumps(found))
+    else:
+        for row in found:
+            print(
+                f"{row['run_dir']}  {row['ptq_method']} {row['ptq_bits']:g} bits  loss {row['val_loss']:.4f} ± "
+                f"{row['val_loss_se']:.4f}"
+            )
+    return DONE
+
+
+def _join(args: argparse.Namespace, interrupted: Callable[[], bool]) -> Callable[[], bool]:
+    """Meet the other processes, if the arguments name any; returns `interrupted` as all of them see it."""
+    from precisionlm.training import processes
+
+    processes.start(args.coordinator, args.processes, args.process, args.distributed)
+    return processes.agreed(interrupted)
+
+
+def _reporting(title: str) -> AbstractContextManager[Any]:
+    """Progress, shown by process 0."""
+    from precisionlm.progress import reporting
+    from precisionlm.training.processes import is_first
+
+    return reporting(title) if is_first() else nullcontext(lambda share, text: None)
+
+
+def _print_outcome(outcome: Any, as_json: bool) -> None:
+    row, evaluations = outcome.result["row"], outcome.result["evaluations"]
+    if as_json:
+        found = {"run_id": outcome.run_id, "run_dir": str(outcome.path), "status": outcome.status}
+        print(json.dumps(found | {"result": outcome.result}))
+        return
+    print(f"{outcome.path}: {outcome.status}, N {row['N_params']:,}, D {row['D_tokens']:,}, {row['recipe']}")
+    for evaluation in evaluations:
+        print(
+            f"  {evaluation['evaluation']} loss {evaluation['val_loss']:.4f} ± {evaluation['val_loss_se']:.4f} "
+            "nats/token"
+        )
+
+
+def _print_plan(rows: list[Any], as_json: bool) -> int:
+    entries = [
+        {
+            "run_id": row.run.run_id,
+            "status": row.status,
+            "N_params": row.non_embedding,
+            "D_tokens": row.run.experiment.tokens,
+            "recipe": str(row.run.recipe),
+            "flops": row.flops,
+        }
+        for row in rows
+    ]
+    return print_runs(entries, as_json)
