@@ -12,6 +12,7 @@ from precisionlm.analysis import (
     figures_chen,
     figures_forms,
     figures_kumar,
+    figures_stepwise,
     figures_sun,
     figures_table,
     laws,
@@ -92,7 +93,7 @@ def run_figures(arguments: argparse.Namespace) -> int:
         drawn = figures.of_fit(analysis) | paper_figures(analysis.law, analysis.result.params)
         drawn |= figures_table.draw(frame) | observed_map(analysis)
         if arguments.law == "sun":
-            drawn |= figures_forms.draw(frame)
+            drawn |= figures_forms.draw(frame) | figures_stepwise.draw(frame)
     paths = figures.write_all(drawn, Path(arguments.out))
     if arguments.json:
         dump({"law": arguments.law, "figures": [str(p) for p in paths]})

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from precisionlm.analysis import figures_forms, figures_kumar, figures_table, laws
+from precisionlm.analysis import figures_forms, figures_kumar, figures_stepwise, figures_table, laws
 
 
 @pytest.fixture
@@ -44,6 +44,24 @@ def test_two_forms_are_fitted_on_the_same_rows(float_runs):
     kumar, sun = (float(t.split("residual ")[1].split(" %")[0]) for t in titles)
     assert sun < 0.1 < kumar
     assert "fig08_chinchilla_and_kaplan_forms" not in drawn  # nine unquantized runs are too few
+
+
+def test_the_steps_of_suns_law_come_back_from_its_runs(float_runs):
+    params = laws.get("sun").published[0].as_dict()
+    runs = figures_stepwise.trained(float_runs)
+    blocks = figures_stepwise.blocked(runs[runs["w_bits"] < 16])
+    cells = figures_stepwise.lines(blocks, np.log2(blocks["w_group"]))
+    assert figures_stepwise.powers(cells, "slope") == pytest.approx((-params["alpha"], params["beta"]), rel=1e-6)
+    unquantized = runs[runs["w_bits"] == 16].sort_values(["N_params", "D_tokens"])["val_loss"]
+    assert cells["intercept"].to_numpy() == pytest.approx(unquantized.to_numpy())
+    drawn = figures_stepwise.draw(float_runs)
+    assert set(drawn) == {"fig10_exponent_bits", "fig10_mantissa_bits", "fig11_block_size", "fig12_tensor_scale"}
+    assert f"δ = {params['delta']:.2f}" in drawn["fig10_exponent_bits"].get_suptitle()
+    equivalent = np.concatenate([line.get_ydata() for line in drawn["fig12_tensor_scale"].axes[0].get_lines()])
+    assert len(equivalent) == 9 and equivalent == pytest.approx(13.1567)
+    one_size = float_runs[float_runs["N_params"] == 4e7]
+    assert figures_stepwise.draw(one_size) == {}  # powers of N cannot be told
+    assert figures_stepwise.draw(one_size.drop(columns="w_scale")) == {}
 
 
 def test_runs_of_equal_cost_are_found_and_others_draw_nothing():

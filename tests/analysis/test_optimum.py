@@ -129,43 +129,63 @@ def test_chen_multipliers():
     np.testing.assert_allclose(effective_multiplier(p, 7e9, 1e12, [32, 256]), [0.68, 0.59], atol=0.006)
 
 
-def test_next_runs_beat_random_ones():
+def narrow_widths():
+    """Kumar's weights-only law on its own grid from 5 bits on; runs at 4 bits are on offer too."""
     law = laws.get("kumar_neff_w")
     frame = unified_runs(400)
     frame = frame[np.isinf(frame.ptq_bits) & (frame.w_bits >= 5)][["N_params", "D_tokens", "w_bits"]].drop_duplicates()
-    first = fit(prepare(law, frame.assign(val_loss=_loss(law, frame, 0.003, 0))), parse_objective("squares"), 32)
+    first = fit(prepare(law, frame.assign(val_loss=_loss(law, frame, 0))), parse_objective("squares"), 32)
     every = default_candidates(first)
     small = every["N"] < 1e8
     pool = {k: np.tile(v[small], 2) for k, v in every.items()}
     pool["P_w"][small.sum() :] = 4.0  # half of the candidates are at a width that no run has yet
-    chosen = next_runs(first, 6, "gamma_w", pool)
+    return first, frame, pool, "gamma_w"
+
+
+def few_budgets():
+    """Chinchilla's law on three sizes at nearly the same budget; the power of D is wanted."""
+    law = laws.get("chinchilla")
+    sizes, budgets = np.meshgrid([3e7, 1e8, 3e8], [1e10, 1.5e10, 2e10, 3e10])
+    frame = pd.DataFrame({"N_params": sizes.ravel(), "D_tokens": budgets.ravel()})
+    first = fit(prepare(law, frame.assign(val_loss=_loss(law, frame, 0))), parse_objective("squares"), 64)
+    sizes, budgets = np.meshgrid([1e7, 3e7, 1e8, 3e8], np.geomspace(5e8, 6e10, 12))
+    return first, frame, {"N": sizes.ravel(), "D": budgets.ravel()}, "beta"
+
+
+@pytest.mark.parametrize("setting", [narrow_widths, few_budgets])
+def test_next_runs_beat_random_ones(setting):
+    first, frame, pool, quantity = setting()
+    law = first.law
+    chosen = next_runs(first, 6, quantity, pool)
     assert chosen.runs[-1].error < chosen.runs[0].error < chosen.error
     picked = {k: np.array([r.columns[k] for r in chosen.runs]) for k in pool}
-    price = Cost().total(pool["N"], pool["D"], pool["P_w"])
-    truth = laws.get("kumar").published[0].as_dict()["gamma_w"]
+    price = Cost().total(pool["N"], pool["D"], pool.get("P_w", np.full(len(pool["N"]), 16.0)))
     rng, ours, random = np.random.default_rng(0), [], []
     for trial in range(30):
         drawn = rng.permutation(len(price))
         drawn = drawn[: max(6, 1 + int(np.sum(np.cumsum(price[drawn]) < sum(r.flops for r in chosen.runs))))]
-        base = frame.assign(val_loss=_loss(law, frame, 0.003, trial))
+        base = frame.assign(val_loss=_loss(law, frame, trial))
         for rows, errors in ((picked, ours), ({k: v[drawn] for k, v in pool.items()}, random)):
-            errors.append(_refit(law, base, rows, trial, first.params) - truth)
+            errors.append(_refit(law, base, rows, trial, first.params)[quantity] - truth(law)[quantity])
     assert np.median(np.abs(ours)) < np.median(np.abs(random))
     with pytest.raises(UserError, match="not a fitted constant"):
-        next_runs(first, 1, "beta")
+        next_runs(first, 1, "rho")
 
 
-def _loss(law, frame, noise, seed):
+def truth(law):
+    return laws.get("kumar" if law.name.startswith("kumar") else law.name).published[0].as_dict()
+
+
+def _loss(law, frame, seed):
     names = {s.name: s.column for s in law.symbols}
-    p = laws.get("kumar").published[0].as_dict()
-    clean = law.predict(p, {k: frame[v].to_numpy(float) for k, v in names.items()})
-    return clean * np.exp(noise * np.random.default_rng(seed).normal(size=len(frame)))
+    clean = law.predict(truth(law), {k: frame[v].to_numpy(float) for k, v in names.items()})
+    return clean * np.exp(0.003 * np.random.default_rng(seed).normal(size=len(frame)))
 
 
 def _refit(law, frame, rows, seed, first):
     names = {s.name: s.column for s in law.symbols}
     new = pd.DataFrame({names[k]: v for k, v in rows.items()})
-    new["val_loss"] = _loss(law, new, 0.003, 1000 + seed)
+    new["val_loss"] = _loss(law, new, 1000 + seed)
     new["seed"] = 1 + np.arange(len(new))  # the same run twice is a repetition, not a duplicate
     both = pd.concat([frame, new], ignore_index=True)
-    return fit(prepare(law, both), parse_objective("squares"), 1, first=first).params["gamma_w"]
+    return fit(prepare(law, both), parse_objective("squares"), 1, first=first).params
