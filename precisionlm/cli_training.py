@@ -195,6 +195,7 @@ def _print_plan(rows: list[Any], as_json: bool) -> int:
             "D_tokens": row.run.experiment.tokens,
             "recipe": str(row.run.recipe),
             "flops": row.flops,
+            "shared": row.shared,
         }
         for row in rows
     ]

@@ -39,5 +39,8 @@ def print_runs(entries: list[dict[str, Any]], as_json: bool) -> int:
     for e in entries:
         sizes = f"{e['N_params']:14,}  {e['D_tokens']:16,}  {e['flops']:9.2e}"
         print(f"{e.get('run_id', ''):12}  {e.get('status', ''):8}  {sizes}  {e['recipe']}")
-    print(f"{len(entries)} runs, {sum(e['flops'] for e in entries):.3g} FLOPs in all; nothing was run")
+    shared = sum(e.get("shared", 0.0) for e in entries)
+    total = sum(e["flops"] for e in entries) - shared
+    less = f", without {shared:.3g} of shared trunks" if shared else ""
+    print(f"{len(entries)} runs, {total:.3g} FLOPs in all{less}; nothing was run")
     return DONE

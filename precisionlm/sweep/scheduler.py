@@ -1,7 +1,7 @@
 """Run what is left of a sweep, one experiment after the other in one process, so that executables are shared."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,17 +12,19 @@ from precisionlm.training.flops import training_flops_per_token
 from precisionlm.training.loop import train
 from precisionlm.training.run import Run, non_embedding_of, prepare_run
 from precisionlm.training.run_directory import RunDirectory
-from precisionlm.training.step import train_step
+from precisionlm.training.step import Program, train_step
 
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment of a sweep before it is run. flops: of training, by formula."""
+    """One experiment of a sweep before it is run. flops: of training, by formula; shared: of them, those that a shorter
+    run of the sweep does before (see `training.trunk`)."""
 
     run: Run
     status: str
     non_embedding: int
     flops: float
+    shared: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,23 @@ def plan(experiments: Sequence[Experiment], out: Path) -> list[Row]:
         n = non_embedding_of(run)
         flops = experiment.tokens * training_flops_per_token(run.experiment.model, n, experiment.data.sequence_length)
         rows[run.run_id] = Row(run, status, n, flops)
-    return list(rows.values())
+    return [_with_shared(row, rows.values()) for row in rows.values()]
+
+
+def _with_shared(row: Row, rows: Iterable[Row]) -> Row:
+    trunk = row.run.trunk
+    if trunk is None:
+        return row
+    kept = [
+        other.run.trunk.steps
+        for other in rows
+        if other.run.experiment.checkpoint.trunk
+        and other.run.trunk is not None
+        and other.run.trunk.identity == trunk.identity
+        and other.run.experiment.training.steps < row.run.experiment.training.steps
+        and other.run.trunk.steps <= trunk.steps
+    ]
+    return replace(row, shared=row.flops * max(kept, default=0) / row.run.experiment.training.steps)
 
 
 def run_sweep(rows: Sequence[Row], out: Path, report: Reporter, interrupted: Callable[[], bool]) -> SweepOutcome:
@@ -59,27 +77,32 @@ def run_sweep(rows: Sequence[Row], out: Path, report: Reporter, interrupted: Cal
 
     Raises PreemptedError as soon as `interrupted` says so, also between runs; the same call continues.
     """
-    total = sum(row.flops for row in rows) or 1.0
+    total = sum(row.flops - row.shared for row in rows) or 1.0
     done_flops = 0.0
     outcome: dict[str, list[str]] = {"done": [], "skipped": [], "diverged": []}
     programs = list(dict.fromkeys(row.run.program for row in rows))  # in an order that all processes share
     before = sum(train_step(program)._cache_size() for program in programs)
-    for i, row in enumerate(sorted(rows, key=lambda row: programs.index(row.run.program))):
+    for i, row in enumerate(sorted(rows, key=lambda row: _turn(row, programs))):
         if interrupted():
             raise PreemptedError(f"{i} of {len(rows)} runs are finished; the same command continues with the others")
         e = row.run.experiment
         text = f"N {row.non_embedding:,} D {e.tokens:,} {row.run.recipe}"
 
-        progress = partial(_report_run, report, done_flops / total, row.flops / total, text)
+        progress = partial(_report_run, report, done_flops / total, (row.flops - row.shared) / total, text)
         report(done_flops / total, text)
         try:
             status = train(e, out, progress, interrupted).status
         except DivergedError:
             status = "diverged"
         outcome[status].append(row.run.run_id)
-        done_flops += row.flops
+        done_flops += row.flops - row.shared
     compiled = sum(train_step(program)._cache_size() for program in programs) - before
     return SweepOutcome(outcome["done"], outcome["skipped"], outcome["diverged"], compiled)
+
+
+def _turn(row: Row, programs: list[Program]) -> tuple[int, int]:
+    """Runs of one program together, shorter ones first: longer ones may begin where their decay began."""
+    return programs.index(row.run.program), row.run.experiment.training.steps
 
 
 def _report_run(report: Reporter, begin: float, share: float, text: str, step: int, steps: int, loss: float) -> None:

@@ -143,6 +143,12 @@ class Checkpoints:
             ) from None
 
 
+def restore_state(folder: Path, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    """`Checkpoints.restore` of a folder that nothing is written to."""
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        return checkpoints.restore(abstract_state)
+
+
 def restore_params(folder: Path, abstract_params: Any) -> tuple[int, Any]:
     """(step, weights) of a run's newest readable checkpoint, without its optimizer state. Raises UserError if none."""
     root = epath.Path(folder).absolute()

@@ -1,40 +1,42 @@
 """One run from start to result: resume, audit, train, evaluate, record."""
 
 import fcntl
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 
 from precisionlm.config import Experiment, to_yaml
 from precisionlm.errors import DivergedError, PreemptedError, UserError
 from precisionlm.precision import audit
-from precisionlm.precision.binding import Structure
-from precisionlm.training.checkpoint import Checkpoints
-from precisionlm.training.evaluate import evaluate, place
+from precisionlm.training.checkpoint import Checkpoints, restore_state
+from precisionlm.training.evaluate import place
 from precisionlm.training.measure import operand_values
 from precisionlm.training.optimizer import hyperparameters
-from precisionlm.training.processes import SharedClock, check_rows, gather, is_first, on_all, on_first
+from precisionlm.training.processes import check_rows, gather, is_first, on_all, on_first
 from precisionlm.training.run import Run, evaluation_row, prepare_run, result_row
-from precisionlm.training.run_directory import MetricsLog, RunDirectory, has_evaluation, read_metrics, trim_metrics
+from precisionlm.training.run_directory import (
+    MetricsLog,
+    RunDirectory,
+    copy_metrics,
+    has_evaluation,
+    read_metrics,
+    trim_metrics,
+)
 from precisionlm.training.step import (
     State,
     abstract_state,
-    everywhere,
     initial_state,
     train_step,
-    without_learned_scales,
 )
 from precisionlm.training.tracking import ProfileWindow, TrackedLog, trackers
-
-Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss in nats/token)
-_SKIPS_UNTIL_DIVERGED = 100  # steps in a row without a finite gradient, under on_nan: skip
+from precisionlm.training.trainer import Progress, Training
+from precisionlm.training.trunk import nearest, state_folder
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,8 @@ def _train(
 ) -> dict[str, Any]:
     """Train from the newest checkpoint to the end; returns result.json's content, also of a diverged run."""
     began = time.monotonic()
-    start, state, position = checkpoints.restore(abstract_state(run.program)) or (0, None, {})
+    start, state, position = _begin(run, directory, checkpoints)
     began -= position.get("wall_seconds", 0.0)
-    if state is None:
-        state = initial_state(run.program, run.experiment.training.seed, run.grids)
 
     def stop_before_compiling() -> None:
         if interrupted():
@@ -139,7 +139,7 @@ def _train(
         tracked = TrackedLog(log, on_all(lambda: open_until_done.enter_context(others)))
         window = ProfileWindow(run.experiment.tracking, directory.path, is_first())
         open_until_done.callback(window.close)
-        training = _Training(run, state, position, tracked, checkpoints, progress, interrupted, began, window)
+        training = Training(run, directory, state, position, tracked, checkpoints, progress, interrupted, began, window)
         try:
             evaluated = on_first(lambda: has_evaluation(directory.metrics, start))
             evaluations = training.finish(start, evaluated)
@@ -149,12 +149,27 @@ def _train(
 
     def record() -> dict[str, Any]:
         metrics = list(read_metrics(directory.metrics))
-        row = result_row(run, applied, metrics, time.monotonic() - began)
+        row = result_row(run, applied, metrics, time.monotonic() - began, position.get("branch", {}))
         result = {"status": status, "reason": reason, "row": row, "evaluations": evaluations}
         directory.write_json("result.json", result)
         return result
 
     return on_first(record)
+
+
+def _begin(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> tuple[int, State, dict[str, Any]]:
+    """(steps done, state, position): of the run's own newest checkpoint, else of a trunk it shares, else the start."""
+    abstract = abstract_state(run.program)
+    if (own := checkpoints.restore(abstract)) is not None:
+        return own
+    branch = on_first(lambda: nearest(directory, run.trunk) if run.trunk else None)
+    if branch is not None:
+        other = RunDirectory(directory.path.parent, branch["run_id"])
+        if (found := restore_state(state_folder(other), abstract)) is not None:
+            on_first(lambda: copy_metrics(other.metrics, directory.metrics, branch["steps"]))
+            step, state, position = found
+            return step, state, position | {"branch": branch}
+    return 0, initial_state(run.program, run.experiment.training.seed, run.grids), {}
 
 
 def audit_run(run: Run, state: State) -> dict[str, Any]:
@@ -175,132 +190,3 @@ def step_text(run: Run, state: State) -> str:
 def _traced_step(run: Run, state: State, tokens: jax.Array) -> Any:
     hyper, seed = hyperparameters(run.experiment), run.experiment.training.seed
     return train_step(run.program).trace(state, tokens, run.grids, hyper, seed)
-
-
-class _Training:
-    """The steps and evaluations of one run, from a state to the end."""
-
-    def __init__(
-        self,
-        run: Run,
-        state: State,
-        position: dict[str, Any],
-        log: TrackedLog,
-        checkpoints: Checkpoints,
-        progress: Progress,
-        interrupted: Callable[[], bool],
-        began: float,
-        window: ProfileWindow,
-    ):
-        self._run, self._state, self._log, self._checkpoints = run, state, log, checkpoints
-        self._interrupted, self._began, self._window = interrupted, began, window
-        self._recorder = _Recorder(run, log, progress, position.get("skipped", 0))
-        self._batches = run.train_batches()
-        if position:
-            self._batches.set_state(position["data"])
-
-    def finish(self, start: int, evaluated: bool) -> list[dict[str, Any]]:
-        """Every step after `start`, then the final evaluations. evaluated: whether an evaluation due after `start` is
-        in the log. Step n's metrics are read while step n + 1 runs, so the device never waits for the host.
-
-        Raises DivergedError and PreemptedError, the latter after a checkpoint.
-        """
-        run, config = self._run, self._run.experiment.checkpoint
-        steps, eval_every = run.experiment.training.steps, run.experiment.training.eval_every
-        numbers = (run.grids, hyperparameters(run.experiment), run.experiment.training.seed)
-        grids, hyper, seed = everywhere(run.program, numbers)
-        step_fn, clock = train_step(run.program), SharedClock(config.every_seconds)
-
-        def evaluation_due(step: int) -> bool:
-            return eval_every is not None and step % eval_every == 0 and 0 < step < steps
-
-        if evaluation_due(start) and not evaluated:
-            self._evaluate_between(start)
-        for step in range(start + 1, steps + 1):
-            self._window.before(step)
-            tokens = place(next(self._batches)["tokens"], run.program)
-            with jax.transfer_guard_host_to_device("disallow"):
-                self._state, metrics = step_fn(self._state, tokens, grids, hyper, seed)
-            self._recorder.settle()
-            self._recorder.pending = (step, metrics)
-            by_steps = config.every_steps and step % config.every_steps == 0
-            by_clock = clock.passed()
-            if self._interrupted() and step < steps:
-                self._stop(step)
-            if by_steps or by_clock or step == steps:
-                self._save(step)
-                clock.restart()
-            if evaluation_due(step):
-                self._evaluate_between(step)
-        self._recorder.settle()
-        try:
-            return _evaluations(run, self._state, self._interrupted)
-        except PreemptedError:
-            self._stop(steps)
-
-    def _save(self, step: int) -> None:
-        self._recorder.settle()  # a state after a diverged step must not become a checkpoint
-        on_first(self._log.flush)
-        position = {
-            "data": self._batches.get_state(),
-            "wall_seconds": time.monotonic() - self._began,
-            "skipped": self._recorder.skipped,
-        }
-        self._checkpoints.save(step, self._state, position)
-
-    def _stop(self, step: int) -> NoReturn:
-        self._save(step)
-        self._checkpoints.wait()
-        of = self._run.experiment.training.steps
-        raise PreemptedError(f"run {self._run.run_id} saved at step {step} of {of}; the same command continues it")
-
-    def _evaluate_between(self, step: int) -> None:
-        self._recorder.settle()
-        batches = self._run.validation_batches()
-        try:
-            now = evaluate(self._run.program, self._state["params"], batches, self._run.grids, self._interrupted)
-        except PreemptedError:
-            self._stop(step)
-        self._log.write({"step": step, "val_loss": now.loss, "val_loss_se": now.standard_error})
-
-
-class _Recorder:
-    """Reads the metrics of the step before, writes them down, and decides whether the run has diverged."""
-
-    def __init__(self, run: Run, log: TrackedLog, progress: Progress, skipped: int):
-        self.pending: tuple[int, dict[str, jax.Array]] | None = None
-        self.skipped = skipped  # steps in a row
-        self._run, self._log, self._progress = run, log, progress
-        self._last = time.perf_counter()
-
-    def settle(self) -> None:
-        """Record the pending step, if there is one. Raises DivergedError."""
-        if self.pending is None:
-            return
-        step, metrics = self.pending
-        self.pending = None
-        values = {name: float(value) for name, value in metrics.items()}
-        now = time.perf_counter()
-        line = {"step": step, **values, "seconds": now - self._last}
-        self._log.write({name: value if math.isfinite(value) else None for name, value in line.items()})
-        self._last = now
-        training = self._run.experiment.training
-        self._progress(step, training.steps, values["loss"])
-        finite = values["finite"] == 1.0
-        self.skipped = 0 if finite else self.skipped + 1
-        if not finite and (training.on_nan == "stop" or self.skipped >= _SKIPS_UNTIL_DIVERGED):
-            raise DivergedError(f"loss or gradient not finite at step {step}")
-        if finite and values["loss"] > training.divergence_loss:
-            raise DivergedError(f"loss {values['loss']:.2f} nats/token at step {step} is above divergence_loss")
-
-
-def _evaluations(run: Run, state: State, interrupted: Callable[[], bool]) -> list[dict[str, Any]]:
-    """The final evaluation at the precision trained at, and without quantization if asked for."""
-    batches = run.validation_batches()
-    rows = [evaluation_row("trained", evaluate(run.program, state["params"], batches, run.grids, interrupted))]
-    if run.experiment.training.eval_bf16 and run.recipe.quantized():
-        plain = replace(run.program, structure=Structure())
-        rows.append(
-            evaluation_row("bf16", evaluate(plain, without_learned_scales(state["params"]), batches, {}, interrupted))
-        )
-    return rows

@@ -20,6 +20,7 @@ from precisionlm.training.hardware import model_flops_utilization
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.sharding import make_mesh
 from precisionlm.training.step import Program, abstract_state, program_of
+from precisionlm.training.trunk import Trunk, trunk_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Run:
     recipe: Recipe
     program: Program
     grids: Grids
+    trunk: Trunk | None
 
     def train_batches(self) -> source.TrainBatches:
         """This process's share of the run's endless training batches, from the start."""
@@ -88,8 +90,9 @@ def prepare_run(experiment: Experiment, devices: list[jax.Device] | None = None)
         experiment.precision.execution,
         mesh.devices.flat[0].platform,
     )
-    identity = run_id(experiment, dataset.meta.train.sha256 + dataset.meta.validation.sha256)
-    return Run(experiment, identity, dataset, recipe, program_of(experiment, structure, mesh), grids)
+    data_hash = dataset.meta.train.sha256 + dataset.meta.validation.sha256
+    program, trunk = program_of(experiment, structure, mesh), trunk_of(experiment, data_hash)
+    return Run(experiment, run_id(experiment, data_hash), dataset, recipe, program, grids, trunk)
 
 
 def non_embedding_of(run: Run) -> int:
@@ -97,7 +100,9 @@ def non_embedding_of(run: Run) -> int:
     return parameter_counts(abstract_state(run.program)["params"])[0]
 
 
-def result_row(run: Run, audit: dict[str, Any], metrics: list[dict[str, Any]], wall_seconds: float) -> dict[str, Any]:
+def result_row(
+    run: Run, audit: dict[str, Any], metrics: list[dict[str, Any]], wall_seconds: float, branch: dict[str, Any]
+) -> dict[str, Any]:
     """Everything of a finished run that the runs table has a column for, but its evaluations (see `columns`)."""
     e = run.experiment
     non_embedding, total = parameter_counts(abstract_state(run.program)["params"])
@@ -134,6 +139,8 @@ def result_row(run: Run, audit: dict[str, Any], metrics: list[dict[str, Any]], w
         "batch_tokens": e.batch_tokens,
         "sequence_length": e.data.sequence_length,
         "steps": steps,
+        "branch_from": branch.get("run_id", ""),
+        "branch_steps": branch.get("steps", 0),
         "seed": e.training.seed,
         "layers": e.model.layers,
         "width": e.model.width,

@@ -98,6 +98,12 @@ def trim_metrics(path: Path, resumed_step: int) -> None:
     _write(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
+def copy_metrics(source: Path, target: Path, last_step: int) -> None:
+    """The lines up to a step as the beginning of another run's metrics.jsonl."""
+    kept = [line for line in read_metrics(source) if line["step"] <= last_step]
+    _write(target, "".join(json.dumps(line) + "\n" for line in kept))
+
+
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with _writing(path):
