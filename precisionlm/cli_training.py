@@ -24,6 +24,11 @@ def add_training(verbs: Any) -> None:
         overrides=True,
     )
     train.add_argument("config", type=Path, help="experiment YAML")
+    train.add_argument(
+        "--weights-only",
+        metavar="RUN",
+        help="begin with the weights of a finished run, whatever its recipe",
+    )
     sweep = add_verb(
         verbs,
         "sweep",
@@ -71,7 +76,8 @@ def _train(args: argparse.Namespace) -> int:
         from precisionlm.training.loop import train
         from precisionlm.training.processes import is_first, on_all
 
-        experiment = load(args.config, args.rest)
+        given = ["--training.weights_from", args.weights_only] if args.weights_only else []
+        experiment = load(args.config, args.rest + given)
         interrupted = _join(args, signalled)
         if args.dry_run:
             rows = on_all(lambda: plan([experiment], args.out))

@@ -63,6 +63,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("batch_tokens", "int", "tokens per optimizer step (count)"),
     Column("sequence_length", "int", "tokens per sequence (count)"),
     Column("steps", "int", "optimizer steps done"),
+    Column("weights_from", "str", "run whose weights this one began with (its tokens are not in D_tokens); else empty"),
     Column("branch_from", "str", "run whose state of a shared trunk (wsd) this one began from; empty: fresh weights"),
     Column("branch_steps", "int", "of the steps, those taken over from that run"),
     Column("seed", "int", "seed of weights and data order; equal seeds are paired arms"),

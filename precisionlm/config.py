@@ -103,6 +103,7 @@ class TrainingConfig(Section):
     accumulate: int = Field(1, ge=1, description="parts of a batch that gradients are summed over, one after the other")
     loss_chunks: int = Field(1, ge=1, description="parts of a sequence whose logits are in memory one after the other")
     seed: int = Field(0, ge=0, description="of initial weights and data order; equal seeds are paired arms")
+    weights_from: str | None = Field(None, description="finished run directory whose weights to begin with")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of activations; weights are float32")
     eval_tokens: int = Field(1_000_000, ge=1, description="validation tokens; fewer if the split is smaller")
     eval_every: int | None = Field(None, ge=1, description="steps between evaluations; only at the end if absent")
@@ -182,6 +183,8 @@ def run_id(experiment: Experiment, dataset_hash: str) -> str:
     """12 hex digits: the hash of everything that decides the result, with the data by content instead of by path."""
     tree = experiment.model_dump(exclude=_NOT_IN_IDENTITY)
     tree["data"]["path"] = dataset_hash
+    if experiment.training.weights_from is not None:
+        tree["training"]["weights_from"] = Path(experiment.training.weights_from).name  # a run id
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -247,7 +250,7 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise UserError(f"override {flag}: '{parent}' is no section")
-        node[key] = value if key in ("recipe", "path", "name") else yaml.load(value, _UniqueKeys)
+        node[key] = value if key in ("recipe", "path", "name", "weights_from") else yaml.load(value, _UniqueKeys)
     return tree
 
 

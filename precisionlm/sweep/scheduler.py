@@ -10,7 +10,7 @@ from precisionlm.errors import DivergedError, PreemptedError
 from precisionlm.progress import Reporter
 from precisionlm.training.flops import training_flops_per_token
 from precisionlm.training.loop import train
-from precisionlm.training.run import Run, non_embedding_of, prepare_run
+from precisionlm.training.run import Run, check_weights_from, non_embedding_of, prepare_run
 from precisionlm.training.run_directory import RunDirectory
 from precisionlm.training.step import Program, train_step
 
@@ -50,6 +50,8 @@ def plan(experiments: Sequence[Experiment], out: Path) -> list[Row]:
         directory = RunDirectory(out, run.run_id)
         finished = directory.read_json("result.json")
         status = finished["status"] if finished else "begun" if directory.path.exists() else "new"
+        if status == "new":
+            check_weights_from(run)
         n = non_embedding_of(run)
         flops = experiment.tokens * training_flops_per_token(run.experiment.model, n, experiment.data.sequence_length)
         rows[run.run_id] = Row(run, status, n, flops)

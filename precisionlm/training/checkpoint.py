@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -150,15 +150,18 @@ def restore_state(folder: Path, abstract_state: Any) -> tuple[int, Any, dict[str
 
 
 def restore_params(folder: Path, abstract_params: Any) -> tuple[int, Any]:
-    """(step, weights) of a run's newest readable checkpoint, without its optimizer state. Raises UserError if none."""
+    """(step, weights) of a run's newest checkpoint, those that `abstract_params` names, without optimizer state.
+    Raises UserError if there is none or where shapes or dtypes differ."""
     root = epath.Path(folder).absolute()
     steps = sorted((int(p.name) for p in root.iterdir() if p.name.isdigit()), reverse=True) if root.exists() else []
     if not steps:
         raise UserError(f"{folder} holds no checkpoint")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         target = {"params": abstract_params}
+        state = root / str(steps[0]) / "state"
+        _check_same(_common(checkpointer.metadata(state).item_metadata.tree, target), target)
         restored = checkpointer.restore(
-            root / str(steps[0]) / "state",
+            state,
             args=ocp.args.PyTreeRestore(
                 item=target,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -166,6 +169,13 @@ def restore_params(folder: Path, abstract_params: Any) -> tuple[int, Any]:
             ),
         )
     return steps[0], restored["params"]
+
+
+def _common(found: Any, wanted: Any) -> Any:
+    """The part of a tree of dicts that another one names too."""
+    if not isinstance(wanted, Mapping):
+        return found
+    return {name: _common(found[name], part) for name, part in wanted.items() if name in found}
 
 
 def _check_same(found: Any, wanted: Any) -> None:

@@ -14,12 +14,12 @@ import jax
 from precisionlm.config import Experiment, to_yaml
 from precisionlm.errors import DivergedError, PreemptedError, UserError
 from precisionlm.precision import audit
-from precisionlm.training.checkpoint import Checkpoints, restore_state
+from precisionlm.training.checkpoint import Checkpoints, restore_params, restore_state
 from precisionlm.training.evaluate import place
 from precisionlm.training.measure import operand_values
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.processes import check_rows, gather, is_first, on_all, on_first
-from precisionlm.training.run import Run, evaluation_row, prepare_run, result_row
+from precisionlm.training.run import Run, check_weights_from, evaluation_row, prepare_run, result_row
 from precisionlm.training.run_directory import (
     MetricsLog,
     RunDirectory,
@@ -33,6 +33,7 @@ from precisionlm.training.step import (
     abstract_state,
     initial_state,
     train_step,
+    without_learned_scales,
 )
 from precisionlm.training.tracking import ProfileWindow, TrackedLog, trackers
 from precisionlm.training.trainer import Progress, Training
@@ -113,7 +114,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train from the newest checkpoint to the end; returns result.json's content, also of a diverged run."""
     began = time.monotonic()
-    start, state, position = _begin(run, directory, checkpoints)
+    start, state, position = begin(run, directory, checkpoints)
     began -= position.get("wall_seconds", 0.0)
 
     def stop_before_compiling() -> None:
@@ -157,7 +158,7 @@ def _train(
     return on_first(record)
 
 
-def _begin(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> tuple[int, State, dict[str, Any]]:
+def begin(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> tuple[int, State, dict[str, Any]]:
     """(steps done, state, position): of the run's own newest checkpoint, else of a trunk it shares, else the start."""
     abstract = abstract_state(run.program)
     if (own := checkpoints.restore(abstract)) is not None:
@@ -169,7 +170,16 @@ def _begin(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> tuple
             on_first(lambda: copy_metrics(other.metrics, directory.metrics, branch["steps"]))
             step, state, position = found
             return step, state, position | {"branch": branch}
-    return 0, initial_state(run.program, run.experiment.training.seed, run.grids), {}
+    return 0, initial_state(run.program, run.experiment.training.seed, run.grids, _given_weights(run)), {}
+
+
+def _given_weights(run: Run) -> Any:
+    """Those of `training.weights_from`, whatever its recipe, without learned scales; None where it is not set."""
+    source = run.weights_from
+    if source is None:
+        return None
+    on_all(lambda: check_weights_from(run))
+    return restore_params(source.checkpoints, without_learned_scales(abstract_state(run.program)["params"]))[1]
 
 
 def audit_run(run: Run, state: State) -> dict[str, Any]:

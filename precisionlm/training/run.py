@@ -3,6 +3,7 @@
 import math
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from precisionlm.training.evaluate import Evaluation
 from precisionlm.training.flops import training_flops_per_token
 from precisionlm.training.hardware import model_flops_utilization
 from precisionlm.training.optimizer import hyperparameters
+from precisionlm.training.run_directory import RunDirectory
 from precisionlm.training.sharding import make_mesh
 from precisionlm.training.step import Program, abstract_state, program_of
 from precisionlm.training.trunk import Trunk, trunk_of
@@ -34,6 +36,12 @@ class Run:
     program: Program
     grids: Grids
     trunk: Trunk | None
+
+    @property
+    def weights_from(self) -> RunDirectory | None:
+        """The run whose weights this one begins with."""
+        given = self.experiment.training.weights_from
+        return None if given is None else RunDirectory(Path(given).absolute().parent, Path(given).absolute().name)
 
     def train_batches(self) -> source.TrainBatches:
         """This process's share of the run's endless training batches, from the start."""
@@ -95,6 +103,19 @@ def prepare_run(experiment: Experiment, devices: list[jax.Device] | None = None)
     return Run(experiment, run_id(experiment, data_hash), dataset, recipe, program, grids, trunk)
 
 
+def check_weights_from(run: Run) -> None:
+    """Raises UserError where `training.weights_from` is no finished run with this run's tokenizer."""
+    source = run.weights_from
+    if source is None:
+        return
+    result = source.read_json("result.json")
+    if result is None or result["status"] != "done":
+        raise UserError(f"training.weights_from: {source.path} is not the directory of a finished run")
+    theirs, ours = result["row"]["tokenizer"], run.dataset.meta.tokenizer_sha256[:12]
+    if theirs != ours:
+        raise UserError(f"training.weights_from: {source.path} was trained with tokenizer {theirs}, not {ours}")
+
+
 def non_embedding_of(run: Run) -> int:
     """N: weights of the blocks' linear layers (count)."""
     return parameter_counts(abstract_state(run.program)["params"])[0]
@@ -139,6 +160,7 @@ def result_row(
         "batch_tokens": e.batch_tokens,
         "sequence_length": e.data.sequence_length,
         "steps": steps,
+        "weights_from": run.weights_from.path.name if run.weights_from else "",
         "branch_from": branch.get("run_id", ""),
         "branch_steps": branch.get("steps", 0),
         "seed": e.training.seed,

@@ -58,12 +58,13 @@ def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Prog
     )
 
 
-def initial_state(program: Program, seed: int, grids: Grids) -> State:
-    """Fresh weights and optimizer moments. Equal seeds give equal weights whatever the recipe; precision is no part of
-    initialization but for learned scales, which start from the weights and their grids."""
+def initial_state(program: Program, seed: int, grids: Grids, weights: Any = None) -> State:
+    """Fresh optimizer moments, and fresh weights unless `weights` (without learned scales) are given. Equal seeds give
+    equal weights whatever the recipe; precision is no part of initialization but for learned scales, which start from
+    the weights and their grids."""
     structure = program.structure.trained()
     needed = {site: {o: grids[site][o] for o in structure.site(site)} for site, _ in structure.sites}
-    return _initializer(program.model, structure, program.dtype, program.mesh)(jax.random.key(seed), needed)
+    return _initializer(program.model, structure, program.dtype, program.mesh)(jax.random.key(seed), needed, weights)
 
 
 @cache
@@ -72,9 +73,11 @@ def _initializer(model: ModelConfig, structure: Structure, dtype: str, mesh: Mes
     return jax.jit(init, out_shardings=shardings(_state_shapes(model, structure, dtype), mesh))
 
 
-def _init(model: ModelConfig, structure: Structure, dtype: str, key: jax.Array, grids: Grids) -> State:
+def _init(
+    model: ModelConfig, structure: Structure, dtype: str, key: jax.Array, grids: Grids, weights: Any = None
+) -> State:
     tokens_BT = jnp.zeros((1, 2), jnp.int32)
-    params = Transformer(model, Structure(), dtype).init(key, tokens_BT, {})["params"]
+    params = Transformer(model, Structure(), dtype).init(key, tokens_BT, {})["params"] if weights is None else weights
     if structure.sites:  # learned scales come to finished weights: a module with more parameters draws other weights
         transformer, rngs = Transformer(model, structure, dtype), {"params": key}
         params = transformer.apply({"params": params}, tokens_BT, grids, mutable="params", rngs=rngs)[1]["params"]

@@ -107,7 +107,6 @@ def test_two_processes_cannot_train_one_run(experiment, tmp_path):
         train(experiment, tmp_path, interrupted=intrude, devices=ONE)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax leaves its reader threads behind
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(experiment, tmp_path):
     saving = experiment.model_copy(
         update={"checkpoint": experiment.checkpoint.model_copy(update={"every_steps": 3, "keep": 3})}
