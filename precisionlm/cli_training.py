@@ -42,6 +42,8 @@ def add_training(verbs: Any) -> None:
         verb.add_argument("--out", required=True, type=Path, help="folder of run directories")
         verb.add_argument("--dry-run", action="store_true", help="check everything, print sizes and FLOPs, run nothing")
         verb.add_argument("--json", action="store_true", help="print the outcome as JSON")
+        verb.add_argument("--chip", help="with --dry-run: hours of this chip (H100 SXM, TPU v5e, …; the one at hand)")
+        verb.add_argument("--mfu", type=float, default=0.4, help="at this share of its bf16 peak (an assumption: 0.4)")
         several = verb.add_argument_group(
             "several processes", "Start the same command once a host; --out must be a folder that all of them share."
         )
@@ -81,7 +83,7 @@ def _train(args: argparse.Namespace) -> int:
         interrupted = _join(args, signalled)
         if args.dry_run:
             rows = on_all(lambda: plan([experiment], args.out))
-            return _print_plan(rows, args.json) if is_first() else DONE
+            return _print_plan(rows, args) if is_first() else DONE
         with _reporting("train") as report:
             outcome = train(
                 experiment,
@@ -106,7 +108,7 @@ def _sweep(args: argparse.Namespace) -> int:
         interrupted = _join(args, signalled)
         rows = on_all(lambda: plan(experiments, args.out))
         if args.dry_run:
-            return _print_plan(rows, args.json) if is_first() else DONE
+            return _print_plan(rows, args) if is_first() else DONE
         with _reporting("sweep") as report:
             outcome = run_sweep(rows, args.out, report, interrupted)
     if is_first():
@@ -192,7 +194,14 @@ def _print_outcome(outcome: Any, as_json: bool) -> None:
         )
 
 
-def _print_plan(rows: list[Any], as_json: bool) -> int:
+def _print_plan(rows: list[Any], args: argparse.Namespace) -> int:
+    import jax
+
+    from precisionlm.training.hardware import chip_hours, chip_named, chip_of
+
+    if not 0 < args.mfu <= 1:
+        raise UserError(f"--mfu {args.mfu:g}: must be above 0 and at most 1")
+    chip = chip_named(args.chip) if args.chip else chip_of(jax.devices()[0].device_kind)
     entries = [
         {
             "run_id": row.run.run_id,
@@ -202,7 +211,10 @@ def _print_plan(rows: list[Any], as_json: bool) -> int:
             "recipe": str(row.run.recipe),
             "flops": row.flops,
             "shared": row.shared,
+            "chip": chip.name if chip else None,
+            "mfu": args.mfu if chip else None,
+            "chip_hours": chip_hours(chip, row.flops - row.shared, args.mfu) if chip else None,
         }
         for row in rows
     ]
-    return print_runs(entries, as_json)
+    return print_runs(entries, args.json)

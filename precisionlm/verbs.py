@@ -42,5 +42,9 @@ def print_runs(entries: list[dict[str, Any]], as_json: bool) -> int:
     shared = sum(e.get("shared", 0.0) for e in entries)
     total = sum(e["flops"] for e in entries) - shared
     less = f", without {shared:.3g} of shared trunks" if shared else ""
-    print(f"{len(entries)} runs, {total:.3g} FLOPs in all{less}; nothing was run")
+    hours = ""
+    if chip := entries[0].get("chip"):
+        spent = sum(e["chip_hours"] for e in entries)
+        hours = f", about {spent:,.3g} hours of one {chip} at an assumed {entries[0]['mfu']:.0%} of its bf16 peak"
+    print(f"{len(entries)} runs, {total:.3g} FLOPs in all{less}{hours}; nothing was run")
     return DONE

@@ -8,6 +8,8 @@ H200 (2024), L4, L40S and DGX B200 data sheets.
 
 from dataclasses import dataclass
 
+from precisionlm.errors import UserError, nearest
+
 GB, GIB, TERA = 1e9, 2**30, 1e12
 
 
@@ -72,6 +74,19 @@ CHIPS: dict[str, Chip] = {
 def chip_of(device_kind: str) -> Chip | None:
     """The chip that jax calls `device_kind`, or None: utilization of an unknown chip is left out, never guessed."""
     return CHIPS.get(device_kind)
+
+
+def chip_named(name: str) -> Chip:
+    """The chip of this table's own name, such as `H100 SXM` or `TPU v5e`. Raises UserError."""
+    known = {chip.name: chip for chip in CHIPS.values()}
+    if name not in known:
+        raise UserError(f"chip '{name}' is unknown; {nearest(name, list(known))}")
+    return known[name]
+
+
+def chip_hours(chip: Chip, flops: float, mfu: float) -> float:
+    """Hours of one chip that `flops` model FLOPs take at a share `mfu` of its bf16 peak."""
+    return flops / (chip.bf16 * mfu) / 3600
 
 
 def model_flops_utilization(device_kind: str, flops_per_second: float) -> float | None:

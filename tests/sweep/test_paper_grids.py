@@ -168,3 +168,18 @@ def test_dry_run_plans_the_whole_file(file, tokens_folder, tmp_path, capsys):
     assert len(rows) == SWEEPS[file]
     assert all(row["status"] == "new" and row["flops"] > 6 * row["N_params"] * row["D_tokens"] for row in rows)
     assert not out.exists()
+
+
+def test_a_dry_run_counts_hours_of_the_chip_asked_for(tokens_folder, tmp_path, capsys):
+    words = ["sweep", str(CONFIGS / "sun2025/7b.yaml"), "--out", str(tmp_path), "--dry-run", "--data.path"]
+    words += [str(tokens_folder), "--chip", "TPU v5e", "--mfu", "0.5"]
+    assert main([*words, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    for row in rows:
+        assert row["chip_hours"] == pytest.approx(row["flops"] / (197e12 * 0.5 * 3600))
+    assert main(words) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    total = sum(row["chip_hours"] for row in rows)
+    assert f"about {total:,.3g} hours of one TPU v5e at an assumed 50% of its bf16 peak" in said
+    assert main([*words[:-4], "--chip", "H100"]) == 2
+    assert "chip 'H100' is unknown" in capsys.readouterr().err
