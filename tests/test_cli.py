@@ -53,6 +53,7 @@ def test_the_whole_pipeline(tmp_path, capsys):
     )
     assert meta["vocab_size"] == 270
     tree = tiny_tree(data)
+    tree["model"] |= {"layers": 1}
     sweep = tmp_path / "sweep.yaml"
     grid = {
         "size": [{"model.width": 32}],
