@@ -72,9 +72,10 @@ def add_tools(verbs: Any) -> None:
         "fit",
         _bench_fit,
         "Time the fitter, compilation included: 4500 starts, 4000 bootstrap refits, the unified law.",
-        "precisionlm bench fit --runs chinchilla.csv",
+        "precisionlm bench fit --runs chinchilla_epoch.csv --where in_published_fit",
     )
     fit.add_argument("--runs", type=Path, help="runs table for the Chinchilla fit; a simulated one if absent")
+    fit.add_argument("--where", help="use only its rows where this column or expression is true")
 
 
 def _compile(args: argparse.Namespace) -> int:
@@ -128,5 +129,5 @@ def _bench_fit(args: argparse.Namespace) -> int:
     from precisionlm.analysis import table
     from precisionlm.analysis.bench import bench_fit
 
-    print(json.dumps(bench_fit(table.read(args.runs) if args.runs else None), indent=1))
+    print(json.dumps(bench_fit(table.read(args.runs) if args.runs else None, args.where), indent=1))
     return DONE

@@ -42,13 +42,14 @@ def unified_runs(rows: int = 1000, noise: float = 0.002, seed: int = 0) -> pd.Da
     return pd.DataFrame({names[k]: v for k, v in columns.items()}).assign(val_loss=loss)
 
 
-def bench_fit(chinchilla: pd.DataFrame | None = None) -> dict[str, Any]:
+def bench_fit(chinchilla: pd.DataFrame | None = None, where: str | None = None) -> dict[str, Any]:
     """Seconds of wall time, compilation included: Chinchilla with 4500 starts, 4000 bootstrap refits, a second fit of
     the same shape, and Kumar's unified law on 1000 rows with 500 starts.
 
-    chinchilla: a table to use in place of the synthetic one (columns N_params, D_tokens, val_loss).
+    chinchilla: a table to use in place of the synthetic one (columns N_params, D_tokens, val_loss), or its rows where
+    an expression is true.
     """
-    table = prepare(laws.get("chinchilla"), chinchilla_runs() if chinchilla is None else chinchilla)
+    table = prepare(laws.get("chinchilla"), chinchilla_runs() if chinchilla is None else chinchilla, where=where)
     first, seconds = _timed(lambda: fit(table, starts=4500))
     compiled = compile_count()
     boot, boot_seconds = _timed(lambda: bootstrap(first, 4000, over="row"))

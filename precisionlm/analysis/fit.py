@@ -13,7 +13,7 @@ import numpy as np
 from precisionlm.analysis.float64 import float64
 from precisionlm.analysis.laws.base import Law
 from precisionlm.analysis.objective import Objective, residual
-from precisionlm.analysis.solve import COMPILER, Problem, Solution, solve
+from precisionlm.analysis.solve import COMPILER, Problem, Solution, compiling, solve
 from precisionlm.analysis.starts import starting_points
 from precisionlm.analysis.table import Table
 from precisionlm.errors import UserError
@@ -143,7 +143,8 @@ def fit(
     if starts < 1:
         raise UserError(f"--starts {starts}: at least one is needed")
     problem = make_problem(table, objective, fixed or {})
-    points = search_starts(problem, weights, starts)
+    with compiling(problem):
+        points = search_starts(problem, weights, starts)
     if first:
         given = np.array([float(p.to_search(first[p.name])) for p in problem.law.parameters])
         points = np.concatenate([np.clip(given, problem.low, problem.high)[None], points])

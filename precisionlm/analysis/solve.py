@@ -11,7 +11,9 @@ cross-validation folds are all lanes, so one executable serves them, whatever th
 leave between rounds. Batches run one after the other: executing from several threads has been seen to deadlock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -118,7 +120,9 @@ def _advance(law, logarithmic, columns, observed, low, high, delta, lanes, weigh
         r, jacobian, gradient, curvature = derivatives(point, weight, curved)
         value = jnp.sum(weight * huber(r, delta))
         inside = jnp.abs(r) <= delta
-        row = weight * jnp.where(inside, 1.0, jnp.where(newton, 0.0, delta / jnp.where(inside, 1.0, jnp.abs(r))))
+        row = weight * jnp.where(
+            inside, 1.0, jnp.where(newton & curved, 0.0, delta / jnp.where(inside, 1.0, jnp.abs(r)))
+        )
         hessian = (jacobian * row) @ jacobian.T + jnp.where(newton, curvature, 0.0)
         return jnp.where(jnp.isfinite(value), value, jnp.inf), gradient, hessian
 
@@ -151,10 +155,11 @@ def _advance(law, logarithmic, columns, observed, low, high, delta, lanes, weigh
         return ~lanes.done & (lanes.step < until)
 
     def advance(lanes):
-        # Second derivatives double the work, so a batch goes without until its first lane has come near.
+        # Second derivatives add half to the work, so a batch goes without until half of its lanes have come near.
         moving = active(lanes)
         plain, curved = (jax.vmap(partial(expand, curved=c)) for c in (False, True))
-        expansion = jax.lax.cond(jnp.any(lanes.newton & moving), curved, plain, lanes.trial, weights, lanes.newton)
+        near = 2 * jnp.sum(lanes.newton & moving) > jnp.sum(moving)
+        expansion = jax.lax.cond(near, curved, plain, lanes.trial, weights, lanes.newton)
         moved = jax.vmap(step)(lanes, expansion)
         return jax.tree.map(
             lambda new, old: jnp.where(moving.reshape(-1, *[1] * (new.ndim - 1)), new, old), moved, lanes
@@ -181,13 +186,26 @@ def solve(problem: Problem, starts: np.ndarray, weights: np.ndarray) -> Solution
     return Solution(lanes.point, lanes.value, lanes.gradient, lanes.hessian, lanes.done)
 
 
-def _minimise(problem: Problem, starts: np.ndarray, weights: np.ndarray, threshold: float, newton: bool) -> _Lane:
+@contextmanager
+def compiling(problem: Problem) -> Iterator[None]:
+    """The minimiser is compiled beside what is done within the block."""
+    lanes, rows = _fresh(np.zeros((LANES, len(problem.low))), newton=False), np.ones(len(problem.observed))
+    with ThreadPoolExecutor(1) as beside:
+        no_step = beside.submit(_advance_batch, problem, lanes, rows, problem.objective.threshold, 0, np.arange(LANES))
+        yield
+        no_step.result()
+
+
+def _fresh(starts: np.ndarray, newton: bool) -> _Lane:
     size, p = starts.shape
-    lanes = _Lane(
+    return _Lane(
         np.zeros(size, np.int32), starts, starts.copy(), np.full(size, np.inf), np.zeros((size, p)),
         np.zeros((size, p, p)), np.full(size, 1e-2), np.full(size, newton), np.zeros(size, bool),
     )  # fmt: skip
-    active, until = np.arange(size), 0
+
+
+def _minimise(problem: Problem, starts: np.ndarray, weights: np.ndarray, threshold: float, newton: bool) -> _Lane:
+    lanes, active, until = _fresh(starts, newton), np.arange(len(starts)), 0
     for steps in ROUNDS:
         until += steps
         advance = partial(_advance_batch, problem, lanes, weights, threshold, until)

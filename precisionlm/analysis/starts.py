@@ -65,15 +65,16 @@ def project(
             np.broadcast_to(law.evaluate(list(points.T[:, :, None]), columns), (len(points), len(observed))) / observed
         )
 
-    def usable(points: np.ndarray) -> np.ndarray:
-        return (np.isfinite(ratio(points)) | (weights == 0)).all(axis=1) & np.isfinite(points).all(axis=1)
+    def usable(ratios: np.ndarray, points: np.ndarray) -> np.ndarray:
+        return (np.isfinite(ratios) | (weights == 0)).all(axis=1) & np.isfinite(points).all(axis=1)
 
     if not linear:
-        return values[usable(values)]
+        return values[usable(ratio(values), values)]
     at_ones = values.copy()
     at_ones[:, linear] = 1.0
-    at_ones = at_ones[usable(at_ones)]
     rest = ratio(at_ones)
+    defined = usable(rest, at_ones)
+    at_ones, rest = at_ones[defined], rest[defined]
     columns_of = []
     for i in linear:  # the law is linear in these, so differences are derivatives
         stepped = at_ones.copy()
@@ -89,4 +90,5 @@ def project(
     target = np.einsum("n,snk,sn->sk", weights, scaled, 1.0 - rest)
     solved = np.linalg.solve(gram + ridge, target[:, :, None])[:, :, 0]
     at_ones[:, linear] = np.maximum(solved, 1e-2) / size
-    return at_ones[usable(at_ones)]
+    predicted = rest + np.einsum("snk,sk->sn", design, at_ones[:, linear])
+    return at_ones[usable(predicted, at_ones)]
