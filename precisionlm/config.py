@@ -124,6 +124,7 @@ class MeshConfig(Section):
 class CheckpointConfig(Section):
     """When state is saved; also at the end and when the machine is taken away."""
 
+    folder: str | None = Field(None, description="where they go, such as gs://bucket/runs; else the run directory")
     every_steps: int | None = Field(None, ge=1)
     every_seconds: float | None = Field(600.0, gt=0)
     keep: int = Field(2, ge=1, description="checkpoints kept")
@@ -237,6 +238,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
+_TEXTS = ("recipe", "path", "name", "weights_from", "folder")  # taken as they are: `4` and `null` are names too
+
+
 def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """`['--training.steps', '50']` or `['--training.steps=50']` onto a copy of the tree. Raises UserError."""
     tree = json.loads(json.dumps(tree))
@@ -250,7 +254,7 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise UserError(f"override {flag}: '{parent}' is no section")
-        node[key] = value if key in ("recipe", "path", "name", "weights_from") else yaml.load(value, _UniqueKeys)
+        node[key] = value if key in _TEXTS else yaml.load(value, _UniqueKeys)
     return tree
 
 

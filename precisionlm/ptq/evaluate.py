@@ -9,7 +9,7 @@ from precisionlm.config import load
 from precisionlm.errors import UserError
 from precisionlm.precision.recipe import Quantization, parse_recipe
 from precisionlm.ptq.rtn import round_to_nearest
-from precisionlm.training.checkpoint import restore_params
+from precisionlm.training.checkpoint import folder_of, restore_params
 from precisionlm.training.evaluate import evaluate
 from precisionlm.training.run import evaluation_row, prepare_run
 from precisionlm.training.run_directory import RunDirectory
@@ -58,7 +58,9 @@ def quantize_run(
         run = prepare_run(load(folder / "config.yaml"))
         if run.run_id != folder.name:
             raise UserError(f"{folder}: the data at {run.experiment.data.path} is not what this run was trained on")
-        _, params = restore_params(directory.checkpoints, abstract_state(run.program)["params"])
+        _, params = restore_params(
+            folder_of(directory, run.experiment.checkpoint), abstract_state(run.program)["params"]
+        )
         batches = run.validation_batches()
         for name, quantization in missing:
             progress(f"{run.recipe} → {quantization}")

@@ -5,12 +5,10 @@ import inspect
 import logging
 import os
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +18,7 @@ from etils import epath
 from precisionlm.config import CheckpointConfig
 from precisionlm.errors import UserError
 from precisionlm.training.processes import gather, is_first, on_first
+from precisionlm.training.run_directory import RunDirectory
 
 _ORBAX_LOG = logging.getLogger("absl")
 
@@ -120,7 +119,7 @@ class Checkpoints:
             _ORBAX_LOG.setLevel(self._level)
             if self._failed and is_first():
                 for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(partial, ignore_errors=True)
+                    partial.rmtree(missing_ok=True)
 
     def _unraisable(self, found: Any) -> None:
         # What orbax gives up after the first read or write that failed calls back into an event loop that is gone, or
@@ -143,13 +142,19 @@ class Checkpoints:
             ) from None
 
 
-def restore_state(folder: Path, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
+def folder_of(directory: RunDirectory, config: CheckpointConfig, name: str = "checkpoints") -> epath.Path:
+    """Where a run's checkpoints are: in its directory, or under its id in `checkpoint.folder`, here or in a bucket."""
+    own = epath.Path(config.folder) / directory.path.name if config.folder else epath.Path(directory.path)
+    return own / name
+
+
+def restore_state(folder: epath.PathLike, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """`Checkpoints.restore` of a folder that nothing is written to."""
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
         return checkpoints.restore(abstract_state)
 
 
-def restore_params(folder: Path, abstract_params: Any) -> tuple[int, Any]:
+def restore_params(folder: epath.PathLike, abstract_params: Any) -> tuple[int, Any]:
     """(step, weights) of a run's newest checkpoint, those that `abstract_params` names, without optimizer state.
     Raises UserError if there is none or where shapes or dtypes differ."""
     root = epath.Path(folder).absolute()

@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 
-from precisionlm.config import Experiment, to_yaml
+from precisionlm.config import Experiment, load, to_yaml
 from precisionlm.errors import DivergedError, PreemptedError, UserError
 from precisionlm.precision import audit
-from precisionlm.training.checkpoint import Checkpoints, restore_params, restore_state
+from precisionlm.training.checkpoint import Checkpoints, folder_of, restore_params, restore_state
 from precisionlm.training.evaluate import place
 from precisionlm.training.measure import operand_values
 from precisionlm.training.optimizer import hyperparameters
@@ -37,7 +37,7 @@ from precisionlm.training.step import (
 )
 from precisionlm.training.tracking import ProfileWindow, TrackedLog, trackers
 from precisionlm.training.trainer import Progress, Training
-from precisionlm.training.trunk import nearest, state_folder
+from precisionlm.training.trunk import nearest
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _owned(run: Run, directory: RunDirectory, progress: Progress, interrupted: C
         directory.write_text("config.yaml", to_yaml(run.experiment))
 
     on_first(begin)
-    with Checkpoints(directory.checkpoints, run.experiment.checkpoint) as checkpoints:
+    with Checkpoints(folder_of(directory, run.experiment.checkpoint), run.experiment.checkpoint) as checkpoints:
         result = _train(run, directory, checkpoints, progress, interrupted)
     if result["status"] == "diverged":
         raise DivergedError(f"run {run.run_id} diverged: {result['reason']} (recorded in {directory.path})")
@@ -166,10 +166,10 @@ def begin(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> tuple[
     branch = on_first(lambda: nearest(directory, run.trunk) if run.trunk else None)
     if branch is not None:
         other = RunDirectory(directory.path.parent, branch["run_id"])
-        if (found := restore_state(state_folder(other), abstract)) is not None:
+        if (found := restore_state(branch["state"], abstract)) is not None:
             on_first(lambda: copy_metrics(other.metrics, directory.metrics, branch["steps"]))
             step, state, position = found
-            return step, state, position | {"branch": branch}
+            return step, state, position | {"branch": {name: branch[name] for name in ("run_id", "steps")}}
     return 0, initial_state(run.program, run.experiment.training.seed, run.grids, _given_weights(run)), {}
 
 
@@ -179,7 +179,8 @@ def _given_weights(run: Run) -> Any:
     if source is None:
         return None
     on_all(lambda: check_weights_from(run))
-    return restore_params(source.checkpoints, without_learned_scales(abstract_state(run.program)["params"]))[1]
+    folder = folder_of(source, load(source.path / "config.yaml").checkpoint)
+    return restore_params(folder, without_learned_scales(abstract_state(run.program)["params"]))[1]
 
 
 def audit_run(run: Run, state: State) -> dict[str, Any]:

@@ -15,7 +15,6 @@ class RunDirectory:
 
     def __init__(self, root: Path, run_id: str):
         self.path = root / run_id
-        self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
 
     def create(self) -> None:

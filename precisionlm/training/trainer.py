@@ -10,7 +10,7 @@ import jax
 
 from precisionlm.errors import DivergedError, PreemptedError
 from precisionlm.precision.binding import Structure
-from precisionlm.training.checkpoint import Checkpoints
+from precisionlm.training.checkpoint import Checkpoints, folder_of
 from precisionlm.training.evaluate import evaluate, place
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.processes import SharedClock, on_first
@@ -18,7 +18,7 @@ from precisionlm.training.run import Run, evaluation_row
 from precisionlm.training.run_directory import RunDirectory
 from precisionlm.training.step import State, everywhere, train_step, without_learned_scales
 from precisionlm.training.tracking import ProfileWindow, TrackedLog
-from precisionlm.training.trunk import Trunk, is_kept, publish, state_folder
+from precisionlm.training.trunk import Trunk, is_kept, publish
 
 Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss in nats/token)
 _SKIPS_UNTIL_DIVERGED = 100  # steps in a row without a finite gradient, under on_nan: skip
@@ -107,10 +107,12 @@ class Training:
             return
         self._recorder.settle()
         on_first(self._log.flush)
-        with Checkpoints(state_folder(self._directory), self._run.experiment.checkpoint) as kept:
+        config = self._run.experiment.checkpoint
+        folder = folder_of(self._directory, config, "trunk")
+        with Checkpoints(folder, config) as kept:
             kept.save(step, self._state, self._position())
             kept.wait()
-        on_first(lambda: publish(self._directory, trunk))
+        on_first(lambda: publish(self._directory, trunk, str(folder)))
 
     def _stop(self, step: int) -> NoReturn:
         self._save(step)

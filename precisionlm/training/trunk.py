@@ -6,14 +6,13 @@ that lies on its own way, of any run beside it: bit for bit the run that it woul
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from precisionlm.config import Experiment, run_id
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run_directory import RunDirectory
 
-_RECORD, _STATE = "trunk.json", "trunk"
+_RECORD = "trunk.json"
 
 
 @dataclass(frozen=True)
@@ -36,26 +35,21 @@ def trunk_of(experiment: Experiment, dataset_hash: str) -> Trunk | None:
     return Trunk(run_id(common, dataset_hash), min(before_decay, training.steps))
 
 
-def state_folder(directory: RunDirectory) -> Path:
-    """Where a run keeps the state in which its decay begins."""
-    return directory.path / _STATE
-
-
 def is_kept(directory: RunDirectory) -> bool:
     """Whether that state is complete."""
     return directory.read_json(_RECORD) is not None
 
 
-def publish(directory: RunDirectory, trunk: Trunk) -> None:
-    """Others may begin from the state now: it and the metrics up to it are on disk."""
-    directory.write_json(_RECORD, {"identity": trunk.identity, "steps": trunk.steps})
+def publish(directory: RunDirectory, trunk: Trunk, state: str) -> None:
+    """Others may begin from the state now: it (in a folder of checkpoints) and the metrics up to it are on disk."""
+    directory.write_json(_RECORD, {"identity": trunk.identity, "steps": trunk.steps, "state": state})
 
 
 def nearest(directory: RunDirectory, trunk: Trunk) -> dict[str, Any] | None:
-    """The latest state on the way of the run in `directory`, among the runs beside it: run_id and steps."""
+    """The latest state on the way of the run in `directory`, among the runs beside it: run_id, steps, state."""
     found = []
     for path in directory.path.parent.glob(f"*/{_RECORD}"):
         record = RunDirectory(directory.path.parent, path.parent.name).read_json(_RECORD)
         if record["identity"] == trunk.identity and 0 < record["steps"] <= trunk.steps:
-            found.append({"run_id": path.parent.name, "steps": record["steps"]})
+            found.append({"run_id": path.parent.name, "steps": record["steps"], "state": record["state"]})
     return max(found, key=lambda branch: (branch["steps"], branch["run_id"]), default=None)

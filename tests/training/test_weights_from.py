@@ -7,6 +7,7 @@ import pytest
 from precisionlm.cli import main
 from precisionlm.config import build, to_yaml
 from precisionlm.errors import UserError
+from precisionlm.ptq.evaluate import quantize_run, weight_quantization
 from precisionlm.training.checkpoint import Checkpoints, restore_params
 from precisionlm.training.loop import begin, train
 from precisionlm.training.run import prepare_run
@@ -76,3 +77,22 @@ def test_what_is_no_source_is_an_error(tree, tmp_path, capsys):
     assert "nowhere is not the directory of a finished run" in capsys.readouterr().err
     assert main([*words, str(source.path)]) == 0
     assert not (tmp_path / "runs").exists()
+
+
+def test_checkpoints_in_a_folder_of_their_own(tree, tmp_path):
+    elsewhere = {"checkpoint": {"folder": str(tmp_path / "bucket"), "trunk": True}}
+    wsd = tree | {"optimizer": tree["optimizer"] | {"schedule": "wsd", "warmup_steps": 1, "decay_fraction": 0.5}}
+    first = train(at(wsd | elsewhere, "bf16", steps=4), tmp_path / "runs", devices=ONE)
+    assert {p.name for p in (tmp_path / "bucket" / first.run_id).iterdir()} == {"checkpoints", "trunk"}
+    assert not (first.path / "checkpoints").exists() and not (first.path / "trunk").exists()
+    branched = train(at(wsd | elsewhere, "bf16", steps=6), tmp_path / "runs", devices=ONE)
+    assert branched.result["row"]["branch_steps"] == 2
+    (row,) = quantize_run(first.path, "rtn", [weight_quantization("4")], print)
+    assert row["val_loss"] > 0
+    _, state = started(at(tree, "bf16", first), tmp_path / "new", ONE)
+    theirs = restore_params(tmp_path / "bucket" / first.run_id / "checkpoints", abstract_of(state))[1]
+    jax.tree.map(np.testing.assert_array_equal, state["params"], theirs)
+
+
+def abstract_of(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state["params"])
