@@ -238,7 +238,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-_TEXTS = ("recipe", "path", "name", "weights_from", "folder")  # taken as they are: `4` and `null` are names too
+_TEXTS = ("recipe", "path", "name", "weights_from", "folder")  # taken as they are (1e5 is a name too), but for null
 
 
 def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise UserError(f"override {flag}: '{parent}' is no section")
-        node[key] = value if key in _TEXTS else yaml.load(value, _UniqueKeys)
+        node[key] = value if key in _TEXTS and value != "null" else yaml.load(value, _UniqueKeys)
     return tree
 
 

@@ -36,7 +36,7 @@ class Checkpoints:
     kept. Writing raises UserError where the disk refuses, at the latest in `wait`. Use it as a context."""
 
     def __init__(self, folder: epath.PathLike, config: CheckpointConfig):
-        self._folder = epath.Path(folder).absolute()
+        self._folder = absolute(folder)
         self._damaged: set[int] = set()
         self._failed = False
         with self._writing():
@@ -148,6 +148,12 @@ def folder_of(directory: RunDirectory, config: CheckpointConfig, name: str = "ch
     return own / name
 
 
+def absolute(folder: epath.PathLike) -> epath.Path:
+    """Tensorstore takes no relative path; a bucket's has nothing to be relative to."""
+    path = epath.Path(folder)
+    return path if "://" in os.fspath(path) else path.absolute()
+
+
 def restore_state(folder: epath.PathLike, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """`Checkpoints.restore` of a folder that nothing is written to."""
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
@@ -157,7 +163,7 @@ def restore_state(folder: epath.PathLike, abstract_state: Any) -> tuple[int, Any
 def restore_params(folder: epath.PathLike, abstract_params: Any) -> tuple[int, Any]:
     """(step, weights) of a run's newest checkpoint, those that `abstract_params` names, without optimizer state.
     Raises UserError if there is none or where shapes or dtypes differ."""
-    root = epath.Path(folder).absolute()
+    root = absolute(folder)
     steps = sorted((int(p.name) for p in root.iterdir() if p.name.isdigit()), reverse=True) if root.exists() else []
     if not steps:
         raise UserError(f"{folder} holds no checkpoint")

@@ -1,14 +1,16 @@
 """Weights of one run as the beginning of another, at another recipe and on another mesh: weights only."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 from precisionlm.cli import main
-from precisionlm.config import build, to_yaml
+from precisionlm.config import CheckpointConfig, apply_overrides, build, to_yaml
 from precisionlm.errors import UserError
 from precisionlm.ptq.evaluate import quantize_run, weight_quantization
-from precisionlm.training.checkpoint import Checkpoints, restore_params
+from precisionlm.training.checkpoint import Checkpoints, absolute, folder_of, restore_params
 from precisionlm.training.loop import begin, train
 from precisionlm.training.run import prepare_run
 from precisionlm.training.run_directory import RunDirectory
@@ -92,6 +94,17 @@ def test_checkpoints_in_a_folder_of_their_own(tree, tmp_path):
     _, state = started(at(tree, "bf16", first), tmp_path / "new", ONE)
     theirs = restore_params(tmp_path / "bucket" / first.run_id / "checkpoints", abstract_of(state))[1]
     jax.tree.map(np.testing.assert_array_equal, state["params"], theirs)
+
+
+def test_a_bucket_is_no_folder_of_this_machine():
+    config = CheckpointConfig(folder="gs://bucket/runs")
+    assert str(folder_of(RunDirectory(Path("runs"), "0a1b"), config)) == "gs://bucket/runs/0a1b/checkpoints"
+    assert str(absolute("gs://bucket/runs")) == "gs://bucket/runs"
+    assert str(absolute("runs")) == str(Path.cwd() / "runs")
+    tree = apply_overrides(
+        {"checkpoint": {"folder": "elsewhere"}}, ["--checkpoint.folder", "null", "--data.path", "1e5"]
+    )
+    assert tree == {"checkpoint": {"folder": None}, "data": {"path": "1e5"}}
 
 
 def abstract_of(state):
