@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from precisionlm.config import ModelConfig
 from precisionlm.model.linear import Linear, RMSNorm, operand_statistics
+from precisionlm.model.placement import UNPLACED, Placement
 from precisionlm.precision.binding import Grids, Structure
 from precisionlm.precision.dot_general import dot_general, fake_quantize
 
@@ -35,6 +36,7 @@ class Attention(nn.Module):
     model: ModelConfig
     structure: Structure
     kernel: str = "xla"
+    placed: Placement = UNPLACED
 
     @nn.compact
     def __call__(
@@ -49,8 +51,9 @@ class Attention(nn.Module):
         K, H = m.kv_heads or m.heads, m.head_size or m.width // m.heads
         G = m.heads // K
         normal = nn.initializers.normal(m.init_std)
-        qkv = Linear("qkv", (K * (G + 2) * H,), self.structure, normal, name="qkv")(x_BTD, grids, key, magnitude_BT1)
-        qkv_BTKGH = qkv.reshape(B, T, K, G + 2, H)
+        linear = Linear("qkv", (K * (G + 2) * H,), self.structure, normal, name="qkv")
+        qkv_BTX = self.placed.features(linear(x_BTD, grids, key, magnitude_BT1))
+        qkv_BTKGH = qkv_BTX.reshape(B, T, K, G + 2, H)
         q_BTNH = qkv_BTKGH[..., :G, :].reshape(B, T, K * G, H)
         k_BTKH, v_BTKH = qkv_BTKGH[..., G, :], qkv_BTKGH[..., G + 1, :]
         if m.qk_norm:
@@ -67,7 +70,7 @@ class Attention(nn.Module):
             o_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn")
         else:
             o_BTNH = self._explicit(q_BTNH, k_BTKH, v_BTKH, grids, key)
-        o_BTX, magnitude_BT1 = o_BTNH.reshape(B, T, m.heads * H), None
+        o_BTX, magnitude_BT1 = self.placed.features(o_BTNH.reshape(B, T, m.heads * H)), None
         if m.projection_norm:
             o_BTX, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="out_norm").with_magnitude(o_BTX)
         residual = nn.initializers.normal(m.init_std / (2 * m.layers) ** 0.5)

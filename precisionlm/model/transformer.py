@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from precisionlm.config import ModelConfig
 from precisionlm.model.attention import Attention, rotary_tables
 from precisionlm.model.linear import Linear, RMSNorm, operand_statistics
+from precisionlm.model.placement import UNPLACED, Placement
 from precisionlm.precision.binding import Grids, Structure
 from precisionlm.precision.dot_general import dot_general, fake_quantize
 from precisionlm.precision.scaling import SCALE_TAG
@@ -36,6 +37,7 @@ class MLP(nn.Module):
 
     model: ModelConfig
     structure: Structure
+    placed: Placement = UNPLACED
 
     @nn.compact
     def __call__(
@@ -44,8 +46,9 @@ class MLP(nn.Module):
         m = self.model
         normal = nn.initializers.normal(m.init_std)
         gate_up = Linear("gate_up", (2, m.mlp_width), self.structure, normal, name="gate_up")
-        h_BT2F = gate_up(x_BTD, grids, key, magnitude_BT1)
-        h_BTF, magnitude_BT1 = jax.nn.silu(h_BT2F[..., 0, :]) * h_BT2F[..., 1, :], None
+        h_BT2F = self.placed.features(gate_up(x_BTD, grids, key, magnitude_BT1))
+        h_BTF = self.placed.features(jax.nn.silu(h_BT2F[..., 0, :]) * h_BT2F[..., 1, :])
+        magnitude_BT1 = None
         if m.projection_norm:
             h_BTF, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="down_norm").with_magnitude(h_BTF)
         residual = nn.initializers.normal(m.init_std / (2 * m.layers) ** 0.5)
@@ -58,22 +61,24 @@ class Block(nn.Module):
     model: ModelConfig
     structure: Structure
     kernel: str
+    placed: Placement = UNPLACED
 
     @nn.compact
     def __call__(self, x_BTD, grids, key, tables):
-        m = self.model
-        attention = Attention(m, self.structure, self.kernel, name="attention")
+        m, residual = self.model, self.placed.residual
+        attention = Attention(m, self.structure, self.kernel, self.placed, name="attention")
         y_BTD, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="attention_norm").with_magnitude(x_BTD)
-        x_BTD = x_BTD + attention(y_BTD, tables, grids, key, magnitude_BT1)
+        x_BTD = residual(x_BTD + attention(y_BTD, tables, grids, key, magnitude_BT1))
         y_BTD, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="mlp_norm").with_magnitude(x_BTD)
-        return x_BTD + MLP(m, self.structure, name="mlp")(y_BTD, grids, key, magnitude_BT1), None
+        mlp = MLP(m, self.structure, self.placed, name="mlp")
+        return residual(x_BTD + mlp(y_BTD, grids, key, magnitude_BT1)), None
 
 
 class Transformer(nn.Module):
     """tokens_BT (int) → logits_BTV (float32). remat: none, dots, full. kernel: attention's, `xla` or `cudnn`.
 
-    batch: sharding of activations, whose first axis is the batch. Without it the compiler follows the weights' sharding
-    and computes every sequence on every device.
+    placed: where activations live on a mesh. Without it the compiler follows the weights' sharding and computes every
+    sequence on every device.
     """
 
     model: ModelConfig
@@ -81,7 +86,7 @@ class Transformer(nn.Module):
     dtype: str = "bfloat16"
     remat: str = "none"
     kernel: str = "xla"
-    batch: jax.sharding.Sharding | None = None
+    placed: Placement = UNPLACED
 
     def setup(self):
         m = self.model
@@ -94,7 +99,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast),
             length=m.layers,
-        )(m, self.structure, self.kernel, name="blocks")
+        )(m, self.structure, self.kernel, self.placed, name="blocks")
         normal = nn.initializers.normal(m.init_std)
         self.embedding_VD = self.param("embedding", normal, (m.vocab_size, m.width), jnp.float32)
         self.final_norm = RMSNorm(m.norm_epsilon)
@@ -113,9 +118,7 @@ class Transformer(nn.Module):
             if self.is_mutable_collection("audit"):
                 self.sow("audit", "embed.w", operand_statistics(table_VD, -1, scaling, grid))
             table_VD = fake_quantize(table_VD, -1, scaling, grid, "embed.w", key)
-        x_BTD = jnp.take(table_VD, tokens_BT, axis=0)
-        if self.batch is not None:
-            x_BTD = jax.lax.with_sharding_constraint(x_BTD, self.batch)
+        x_BTD = self.placed.residual(jnp.take(table_VD, tokens_BT, axis=0))
         tables = rotary_tables(tokens_BT.shape[1], m.head_size or m.width // m.heads, m.rope_base)
         in_blocks = {site: grid for site, grid in grids.items() if site not in ("embed", "head")}
         keys_L = None if key is None else jax.random.split(key, m.layers)

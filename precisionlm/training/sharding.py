@@ -5,6 +5,7 @@ inserts the collectives.
 """
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -73,3 +74,26 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sequences are spread over the data-parallel axes."""
     return NamedSharding(mesh, P(("replica", "fsdp")))
+
+
+@dataclass(frozen=True)
+class ActivationSharding:
+    """Where the model's activations live: sequences over the data-parallel axes, and under tensor parallelism features
+    within attention and MLP, time steps between them (Korthikanti et al. 2022, arXiv:2205.05198). Norms, and what is
+    saved of them, are then divided, and an all-reduce becomes a reduce-scatter and an all-gather."""
+
+    mesh: Mesh
+
+    def residual(self, x_BTD: jax.Array) -> jax.Array:
+        """The residual stream between products."""
+        return self._spread(x_BTD, 1)
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """What goes on between two products of attention or MLP, [B, T, ..., features]."""
+        return self._spread(x, x.ndim - 1)
+
+    def _spread(self, x: jax.Array, axis: int) -> jax.Array:
+        spec: list[Any] = [("replica", "fsdp")] + [None] * (x.ndim - 1)
+        if x.shape[axis] % self.mesh.shape["tensor"] == 0:
+            spec[axis] = "tensor"
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(*spec)))

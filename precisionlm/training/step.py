@@ -16,7 +16,7 @@ from precisionlm.config import Experiment, ModelConfig
 from precisionlm.model.transformer import Transformer
 from precisionlm.precision.binding import Grids, Structure, blank_grids
 from precisionlm.training.optimizer import LEARNED_SCALES, Hyper, adamw, learning_rate, learning_rates
-from precisionlm.training.sharding import batch_sharding, shardings
+from precisionlm.training.sharding import ActivationSharding, batch_sharding, shardings
 
 State = dict[str, Any]  # params, opt_state, step
 
@@ -39,7 +39,7 @@ class Program:
         """The model of this program; flash attention on NVIDIA GPUs where the precision of activations allows it."""
         on_gpu = self.mesh.devices.flat[0].platform == "gpu"
         kernel = "cudnn" if on_gpu and self.dtype == "bfloat16" else "xla"
-        return Transformer(self.model, self.structure, self.dtype, self.remat, kernel, batch_sharding(self.mesh))
+        return Transformer(self.model, self.structure, self.dtype, self.remat, kernel, ActivationSharding(self.mesh))
 
 
 def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Program:

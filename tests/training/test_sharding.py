@@ -25,3 +25,16 @@ def flops_per_device(experiment: Experiment, devices: int, **mesh: int) -> float
 @pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"replica": 2, "fsdp": 2, "tensor": 2}])
 def test_eight_devices_share_the_products_of_one(experiment, mesh):
     assert flops_per_device(experiment, 8, **mesh) * 8 == pytest.approx(flops_per_device(experiment, 1), rel=0.02)
+
+
+def test_between_products_time_steps_are_spread_over_the_tensor_axis(experiment):
+    tree = {"mesh": MeshConfig(fsdp=2, tensor=4), "training": experiment.training.model_copy(update={"remat": "dots"})}
+    e = experiment.model_copy(update=tree)
+    layers, batch, time, width = e.model.layers, e.training.batch_size // 2, e.data.sequence_length, e.model.width
+    run = prepare_run(e)
+    tokens = jax.ShapeDtypeStruct((e.training.batch_size, time + 1), jnp.int32)
+    arguments = (abstract_state(run.program), tokens, run.grids, hyperparameters(e), 0)
+    text = train_step(run.program).lower(*arguments).compile().as_text()
+    assert f"f32[{layers},{batch},{time // 4},{width}]" in text  # saved for the backward pass, every layer's
+    assert f"f32[{layers},{batch},{time},{width}]" not in text
+    assert f"f32[{layers},{batch},{time},2,{e.model.mlp_width // 4}]" in text  # features inside the MLP
