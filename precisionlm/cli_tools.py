@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from precisionlm.verbs import add_verb
 
 
 def add_tools(verbs: Any) -> None:
-    """Register compile, precision explain, bench precision and bench fit."""
+    """Register compile, precision explain and the verbs of bench."""
     compile_ = add_verb(
         verbs,
         "compile",
@@ -67,6 +68,21 @@ def add_tools(verbs: Any) -> None:
     scaling.add_argument("--recipe", default="bf16", help="recipe of the model")
     scaling.add_argument("--json", action="store_true", help="print the rows as JSON")
 
+    training = add_verb(
+        bench_verbs,
+        "training",
+        _bench_training,
+        "Time whole training commands on random tokens: seconds to the first loss, cold and with a warm compilation "
+        "cache,\nand what checkpoints cost.",
+        "precisionlm bench training --size 85M",
+    )
+    training.add_argument("--size", default="85M", help="tiny, 3M, 85M, 1.2B or wide (4096)")
+    training.add_argument("--recipe", default="bf16", help="recipe of the model")
+    training.add_argument("--steps", type=int, default=320, help="of every run")
+    training.add_argument("--every", type=int, default=100, help="steps between checkpoints")
+    training.add_argument("--rounds", type=int, default=3, help="pairs of runs with and without checkpoints")
+    training.add_argument("--json", action="store_true", help="print the findings as JSON")
+
     fit = add_verb(
         bench_verbs,
         "fit",
@@ -113,15 +129,30 @@ def _explain(args: argparse.Namespace) -> int:
 def _bench_precision(args: argparse.Namespace) -> int:
     from precisionlm.bench.precision import print_bench
 
-    print_bench(args.size, args.recipes, args.json, lambda text: print(text, file=sys.stderr, flush=True))
+    print_bench(args.size, args.recipes, args.json, partial(print, file=sys.stderr, flush=True))
     return DONE
 
 
 def _bench_scaling(args: argparse.Namespace) -> int:
     from precisionlm.bench.scaling import as_table, bench_scaling
 
-    rows = bench_scaling(args.size, args.recipe, lambda text: print(text, file=sys.stderr, flush=True))
+    rows = bench_scaling(args.size, args.recipe, partial(print, file=sys.stderr, flush=True))
     print(json.dumps(rows) if args.json else as_table(rows))
+    return DONE
+
+
+def _bench_training(args: argparse.Namespace) -> int:
+    from precisionlm.bench.training import as_text, bench_training
+
+    found = bench_training(
+        args.size,
+        args.recipe,
+        args.steps,
+        args.every,
+        args.rounds,
+        partial(print, file=sys.stderr, flush=True),
+    )
+    print(json.dumps(found) if args.json else as_text(found))
     return DONE
 
 

@@ -170,3 +170,11 @@ def test_every_verb_has_help_with_an_example(capsys):
         assert ("--dry-run" in text) == (verb != "table")  # all but one spend time
     assert main(["table", "--columns"]) == 0
     assert "N_params (int)" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_bench_training_runs_the_command_itself():
+    words = ("--size", "tiny", "--steps", 30, "--every", 10, "--rounds", 1, "--json")
+    found = json.loads(ok("bench", "training", *words))
+    assert 0 < found["first_loss_warm_s"] < found["first_loss_cold_s"] and found["saving_ratios"][0] > 0
+    assert "at least 30" in precisionlm("bench", "training", "--steps", 29, "--every", 10).stderr

@@ -176,6 +176,9 @@ def test_a_train_step_compiles_for_four_v5e_chips():
     assert report.flops["program"] > report.flops["formula"]
     assert {c.kind for c in report.collectives} >= {"all-reduce", "all-gather"}
     assert all(c.bytes > 0 for c in report.collectives)
+    gathered = {dtype: sum(c.bytes for c in report.collectives if (c.kind, c.dtype) == ("all-gather", dtype))
+                for dtype in ("bf16", "f32")}  # fmt: skip
+    assert gathered["f32"] < 0.1 * gathered["bf16"]  # weights travel as they are multiplied, not as they are kept
     assert report.seconds["step"] == max(report.seconds.values()) > 0
     assert 0 < report.utilization < 1
     tree = json.loads(as_json([report]))[0]

@@ -1,0 +1,111 @@
+"""`precisionlm bench training`: what surrounds the steps, by the command as a user types it, on random tokens: seconds
+to the first loss with a cold and a warm compilation cache, and what a checkpoint every so many steps costs."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
+from precisionlm.bench.steps import experiment_of
+from precisionlm.config import Experiment, to_yaml
+from precisionlm.data.prepare import prepare
+from precisionlm.data.request import Request
+from precisionlm.errors import UserError
+from precisionlm.training.run_directory import read_metrics
+
+_TOKENS = 2_000_000
+_DOCUMENT = 1000  # tokens
+_WARM_UP = 20  # steps left out of every comparison
+
+
+def bench_training(
+    size: str, recipe: str, steps: int, every: int, rounds: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """{first_loss_cold_s, first_loss_warm_s, saving_ratio, …}: wall seconds from the command to its first loss, and
+    the median over rounds of (wall time of the steps with a checkpoint every `every` steps) / (without any), the two
+    taking turns. Raises UserError for an unknown size, too few steps, or a run that fails."""
+    if steps < _WARM_UP + every:
+        raise UserError(f"--steps {steps}: at least {_WARM_UP + every}, so that a checkpoint is among those compared")
+    plain = experiment_of(size, recipe, steps=steps, eval_tokens=1)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        say("random tokens")
+        data = plain.data.model_copy(update={"path": str(_random_tokens(root, plain.model.vocab_size or 2))})
+        plain = plain.model_copy(update={"data": data})
+        cold = _run(plain, root, "cold", None)
+        say(f"first loss after {cold[0]:.1f} s with a cold cache")
+        firsts, ratios, seconds = [], [], []
+        for turn in range(rounds):
+            without = _run(plain, root, f"without-{turn}", None)
+            saving = _run(plain, root, f"saving-{turn}", every)
+            firsts += [without[0], saving[0]]
+            ratios.append(saving[1] / without[1])
+            seconds.append(without[1])
+            say(f"round {turn + 1} of {rounds}: saving / not saving {ratios[-1]:.4f}")
+    return {
+        "size": size,
+        "recipe": recipe,
+        "steps": steps,
+        "save_every": every,
+        "first_loss_cold_s": cold[0],
+        "first_loss_warm_s": statistics.median(firsts),
+        "saving_ratio": statistics.median(ratios),
+        "saving_ratios": ratios,
+        "step_ms": 1e3 * statistics.median(seconds) / (steps - _WARM_UP),
+    }
+
+
+def _random_tokens(root: Path, vocab_size: int) -> Path:
+    vocabulary = {"<|endoftext|>": 0} | {f"<{i}>": i for i in range(1, vocab_size)}
+    Tokenizer(BPE(vocabulary, [])).save(str(root / "tokenizer.json"))
+    tokens = np.random.default_rng(0).integers(1, vocab_size, _TOKENS, dtype=np.uint16)
+    tokens[_DOCUMENT - 1 :: _DOCUMENT] = 0
+    tokens.tofile(root / "tokens.u16")
+    prepare(Request(root / "tokens.u16", tokenizer=root / "tokenizer.json", eos_id=0), root / "data")
+    return root / "data"
+
+
+def _run(experiment: Experiment, root: Path, name: str, every: int | None) -> tuple[float, float]:
+    """(seconds from the command to its first loss, seconds of the steps after the first ones) of one whole run."""
+    changes = {"every_steps": every, "every_seconds": None}
+    checkpoint = experiment.checkpoint.model_copy(update=changes)
+    config, out = root / f"{name}.yaml", root / name
+    config.write_text(to_yaml(experiment.model_copy(update={"checkpoint": checkpoint})))
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(root / "cache")}
+    command = [sys.executable, "-m", "precisionlm", "train", str(config), "--out", str(out), "--json"]
+    began, first, said = time.perf_counter(), None, []
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None and process.stdout is not None
+        for line in process.stderr:
+            said.append(line)
+            if first is None and " loss " in line:
+                first = time.perf_counter() - began
+        answer = process.stdout.read()
+    if process.returncode or first is None:
+        raise UserError(f"bench training: the run ended with {process.returncode}: {' '.join(said[-1:]).strip()[:300]}")
+    lines = read_metrics(Path(json.loads(answer)["run_dir"]) / "metrics.jsonl")
+    return first, sum(line["seconds"] for line in lines if line["step"] > _WARM_UP)
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """What was found, in words."""
+    rounds = ", ".join(f"{100 * (ratio - 1):+.1f}" for ratio in found["saving_ratios"])
+    return (
+        f"{found['size']} {found['recipe']}: first loss {found['first_loss_cold_s']:.1f} s after the command with a "
+        f"cold compilation cache, {found['first_loss_warm_s']:.1f} s with a warm one; "
+        f"{found['step_ms']:.1f} ms a step; "
+        f"a checkpoint every {found['save_every']} steps takes {100 * (found['saving_ratio'] - 1):+.1f} % "
+        f"(rounds {rounds})"
+    )
