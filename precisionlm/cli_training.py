@@ -2,8 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,17 +80,17 @@ def _train(args: argparse.Namespace) -> int:
 
         given = ["--training.weights_from", args.weights_only] if args.weights_only else []
         experiment = load(args.config, args.rest + given)
-        interrupted = _join(args, signalled)
-        if args.dry_run:
-            rows = on_all(lambda: plan([experiment], args.out))
-            return _print_plan(rows, args) if is_first() else DONE
-        with _reporting("train") as report:
-            outcome = train(
-                experiment,
-                args.out,
-                lambda step, steps, loss: report(step / steps, f"step {step}/{steps} loss {loss:.4f}"),
-                interrupted,
-            )
+        with _joined(args, signalled, [experiment]) as interrupted:
+            if args.dry_run:
+                rows = on_all(lambda: plan([experiment], args.out))
+                return _print_plan(rows, args) if is_first() else DONE
+            with _reporting("train") as report:
+                outcome = train(
+                    experiment,
+                    args.out,
+                    lambda step, steps, loss: report(step / steps, f"step {step}/{steps} loss {loss:.4f}"),
+                    interrupted,
+                )
     if is_first():
         _print_outcome(outcome, args.json)
     return DIVERGED if outcome.result["status"] == "diverged" else DONE
@@ -105,12 +105,12 @@ def _sweep(args: argparse.Namespace) -> int:
         from precisionlm.training.processes import is_first, on_all
 
         experiments = load_sweep(args.config, args.rest)
-        interrupted = _join(args, signalled)
-        rows = on_all(lambda: plan(experiments, args.out))
-        if args.dry_run:
-            return _print_plan(rows, args) if is_first() else DONE
-        with _reporting("sweep") as report:
-            outcome = run_sweep(rows, args.out, report, interrupted)
+        with _joined(args, signalled, experiments) as interrupted:
+            rows = on_all(lambda: plan(experiments, args.out))
+            if args.dry_run:
+                return _print_plan(rows, args) if is_first() else DONE
+            with _reporting("sweep") as report:
+                outcome = run_sweep(rows, args.out, report, interrupted)
     if is_first():
         text = (
             f"{len(rows)} runs: {len(outcome.done)} trained now, {len(outcome.skipped)} finished before, "
@@ -164,12 +164,21 @@ def _ptq(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _join(args: argparse.Namespace, interrupted: Callable[[], bool]) -> Callable[[], bool]:
-    """Meet the other processes, if the arguments name any; returns `interrupted` as all of them see it."""
+@contextmanager
+def _joined(
+    args: argparse.Namespace, signalled: Callable[[], bool], experiments: Sequence[Any]
+) -> Iterator[Callable[[], bool]]:
+    """Meet the other processes, if the arguments name any; whether a signal or the cloud's notice has come to any of
+    them, as all of them see it."""
     from precisionlm.training import processes
+    from precisionlm.training.cloud_notice import CloudNotice
 
     processes.start(args.coordinator, args.processes, args.process, args.distributed)
-    return processes.agreed(interrupted)
+    asked = [signalled]
+    with ExitStack() as until_done:
+        for cloud in sorted({e.checkpoint.notice for e in experiments if e.checkpoint.notice and not args.dry_run}):
+            asked.append(processes.on_all(partial(until_done.enter_context, CloudNotice(cloud))))
+        yield processes.agreed(lambda: any(ask() for ask in asked))
 
 
 def _reporting(title: str) -> AbstractContextManager[Any]:

@@ -128,6 +128,7 @@ class CheckpointConfig(Section):
     every_steps: int | None = Field(None, ge=1)
     every_seconds: float | None = Field(600.0, gt=0)
     keep: int = Field(2, ge=1, description="checkpoints kept")
+    notice: Literal["gce", "aws"] | None = Field(None, description="ask this cloud whether it takes the machine away")
     trunk: bool = Field(False, description="wsd: keep the state before the decay; longer runs begin from it")
 
 
