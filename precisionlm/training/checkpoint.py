@@ -1,14 +1,15 @@
 """State and data position in one atomic checkpoint. The only file that imports orbax."""
 
 import gc
-import inspect
 import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import CoroutineType
 from typing import Any
 
 import jax
@@ -20,7 +21,8 @@ from precisionlm.errors import UserError
 from precisionlm.training.processes import gather, is_first, on_first
 from precisionlm.training.run_directory import RunDirectory
 
-_ORBAX_LOG = logging.getLogger("absl")
+_LOGS = (logging.getLogger("absl"), logging.getLogger("asyncio"))  # where orbax's threads report
+_LAST_READ_SECONDS = 30.0  # that given-up reads of a damaged checkpoint are waited for
 
 
 class _Manager(ocp.CheckpointManager):
@@ -80,6 +82,7 @@ class Checkpoints:
             reasons = [found for found in gather(reason) if found]
             if restored is not None and not reasons:
                 return step, restored["state"], restored["position"]
+            _collect_reads()
             self._damaged.add(step)
             warnings.warn(f"checkpoint of step {step} is damaged ({reasons[0]}); trying an older one", stacklevel=2)
         return None
@@ -102,8 +105,9 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         """While entered, a failed read or write is heard of through its own error alone, not through orbax's threads
         too."""
-        self._hook, self._level = sys.unraisablehook, _ORBAX_LOG.level
-        _ORBAX_LOG.setLevel(logging.CRITICAL)
+        self._hook, self._levels = sys.unraisablehook, [log.level for log in _LOGS]
+        for log in _LOGS:
+            log.setLevel(logging.CRITICAL)
         sys.unraisablehook = self._unraisable
         return self
 
@@ -113,10 +117,9 @@ class Checkpoints:
             with self._writing():
                 self._manager.close()
         finally:
-            if self._damaged:
-                gc.collect()  # the reads that orbax gave up complain when they are collected: here, not anywhere later
             sys.unraisablehook = self._hook
-            _ORBAX_LOG.setLevel(self._level)
+            for log, level in zip(_LOGS, self._levels, strict=True):
+                log.setLevel(level)
             if self._failed and is_first():
                 for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
                     partial.rmtree(missing_ok=True)
@@ -125,8 +128,7 @@ class Checkpoints:
         # What orbax gives up after the first read or write that failed calls back into an event loop that is gone, or
         # is thrown out of its own coroutines.
         late_write = isinstance(found.exc_value, RuntimeError) and "loop is closed" in str(found.exc_value)
-        late_read = inspect.iscoroutine(found.object) and "orbax" in found.object.cr_code.co_filename
-        if not (late_write or late_read):
+        if not (late_write or _is_orbax(found.object)):
             self._hook(found)
 
     @contextmanager
@@ -140,6 +142,20 @@ class Checkpoints:
             raise UserError(
                 f"{self._folder}: a checkpoint cannot be written: {reason}; the one before it is kept"
             ) from None
+
+
+def _is_orbax(found: Any) -> bool:
+    return type(found) is CoroutineType and "orbax" in found.cr_code.co_filename
+
+
+def _collect_reads() -> None:
+    """The reads that orbax gives up after the first that failed complain when they are collected, which can only be
+    once they have come to their end: let it be here, where nobody hears them, not anywhere later."""
+    until = time.monotonic() + _LAST_READ_SECONDS
+    gc.collect()
+    while any(map(_is_orbax, gc.get_objects())) and time.monotonic() < until:
+        time.sleep(0.05)
+        gc.collect()
 
 
 def folder_of(directory: RunDirectory, config: CheckpointConfig, name: str = "checkpoints") -> epath.Path:

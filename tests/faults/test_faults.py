@@ -83,7 +83,7 @@ def test_a_result_means_that_its_checkpoint_is_there(tree, tmp_path, monkeypatch
     real, seen = RunDirectory.write_json, []
 
     def write_json(self, name, content):
-        seen.append((name, sorted(p.name for p in self.checkpoints.iterdir())))
+        seen.append((name, sorted(p.name for p in (self.path / "checkpoints").iterdir())))
         real(self, name, content)
 
     monkeypatch.setattr(RunDirectory, "write_json", write_json)
