@@ -103,7 +103,11 @@ class TrainingConfig(Section):
     accumulate: int = Field(1, ge=1, description="parts of a batch that gradients are summed over, one after the other")
     loss_chunks: int = Field(1, ge=1, description="parts of a sequence whose logits are in memory one after the other")
     seed: int = Field(0, ge=0, description="of initial weights and data order; equal seeds are paired arms")
-    weights_from: str | None = Field(None, description="finished run directory whose weights to begin with")
+    weights_from: str | None = Field(
+        None,
+        pattern=r"(^|/)[0-9a-f]{12}/*$",
+        description="finished run directory, under its run id, whose weights to begin with",
+    )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of activations; weights are float32")
     eval_tokens: int = Field(1_000_000, ge=1, description="validation tokens; fewer if the split is smaller")
     eval_every: int | None = Field(None, ge=1, description="steps between evaluations; only at the end if absent")

@@ -1,5 +1,6 @@
 """Weights of one run as the beginning of another, at another recipe and on another mesh: weights only."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -75,8 +76,14 @@ def test_what_is_no_source_is_an_error(tree, tmp_path, capsys):
     config = tmp_path / "run.yaml"
     config.write_text(to_yaml(at(tree, "W8A8")))
     words = ["train", str(config), "--out", str(tmp_path / "runs"), "--dry-run", "--weights-only"]
-    assert main([*words, str(tmp_path / "nowhere")]) == 2
-    assert "nowhere is not the directory of a finished run" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "0123456789ab")]) == 2
+    assert "0123456789ab is not the directory of a finished run" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "pretrained")]) == 2  # its name is part of the new run's identity
+    assert "training.weights_from" in capsys.readouterr().err
+    renamed = tmp_path / "copies" / "0123456789ab"
+    shutil.copytree(source.path, renamed)
+    assert main([*words, str(renamed)]) == 2
+    assert f"holds run {source.run_id}; keep that name" in capsys.readouterr().err
     assert main([*words, str(source.path)]) == 0
     assert not (tmp_path / "runs").exists()
 
