@@ -113,6 +113,9 @@ class TrainingConfig(Section):
     eval_every: int | None = Field(None, ge=1, description="steps between evaluations; only at the end if absent")
     eval_bf16: bool = Field(False, description="also evaluate without quantization")
     remat: Literal["none", "dots", "full"] = Field("dots", description="the backward pass recomputes all but products")
+    unroll: int | None = Field(
+        None, ge=1, description="layers per iteration of the loop over layers; if absent all on GPUs, else 1"
+    )
     on_nan: Literal["stop", "skip"] = Field("stop", description="non-finite loss or gradient: end as diverged, or skip")
     divergence_loss: float = Field(20.0, gt=0, description="nats/token above which a run counts as diverged")
 

@@ -54,8 +54,8 @@ class Attention(nn.Module):
         linear = Linear("qkv", (K * (G + 2) * H,), self.structure, normal, name="qkv")
         qkv_BTX = self.placed.features(linear(x_BTD, grids, key, magnitude_BT1))
         qkv_BTKGH = qkv_BTX.reshape(B, T, K, G + 2, H)
-        q_BTNH = qkv_BTKGH[..., :G, :].reshape(B, T, K * G, H)
-        k_BTKH, v_BTKH = qkv_BTKGH[..., G, :], qkv_BTKGH[..., G + 1, :]
+        q_BTKGH, k_BTK1H, v_BTK1H = jnp.split(qkv_BTKGH, (G, G + 1), axis=-2)
+        q_BTNH, k_BTKH, v_BTKH = q_BTKGH.reshape(B, T, K * G, H), k_BTK1H[..., 0, :], v_BTK1H[..., 0, :]
         if m.qk_norm:
             q_BTNH = RMSNorm(m.norm_epsilon, name="q_norm")(q_BTNH)
             k_BTKH = RMSNorm(m.norm_epsilon, name="k_norm")(k_BTKH)

@@ -14,7 +14,7 @@ from precisionlm.config import ModelConfig
 from precisionlm.model.attention import Attention, rotary_tables
 from precisionlm.model.linear import Linear, RMSNorm, operand_statistics
 from precisionlm.model.placement import UNPLACED, Placement
-from precisionlm.precision.binding import Grids, Structure
+from precisionlm.precision.binding import Grids, Structure, pack
 from precisionlm.precision.dot_general import dot_general, fake_quantize
 from precisionlm.precision.scaling import SCALE_TAG
 
@@ -47,7 +47,8 @@ class MLP(nn.Module):
         normal = nn.initializers.normal(m.init_std)
         gate_up = Linear("gate_up", (2, m.mlp_width), self.structure, normal, name="gate_up")
         h_BT2F = self.placed.features(gate_up(x_BTD, grids, key, magnitude_BT1))
-        h_BTF = self.placed.features(jax.nn.silu(h_BT2F[..., 0, :]) * h_BT2F[..., 1, :])
+        gate_BT1F, up_BT1F = jnp.split(h_BT2F, 2, axis=-2)  # not indices: their gradient adds padded arrays
+        h_BTF = self.placed.features((jax.nn.silu(gate_BT1F) * up_BT1F)[..., 0, :])
         magnitude_BT1 = None
         if m.projection_norm:
             h_BTF, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="down_norm").with_magnitude(h_BTF)
@@ -64,8 +65,8 @@ class Block(nn.Module):
     placed: Placement = UNPLACED
 
     @nn.compact
-    def __call__(self, x_BTD, grids, key, tables):
-        m, residual = self.model, self.placed.residual
+    def __call__(self, x_BTD, packed, key, tables):
+        m, residual, grids = self.model, self.placed.residual, packed.unpack()
         attention = Attention(m, self.structure, self.kernel, self.placed, name="attention")
         y_BTD, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="attention_norm").with_magnitude(x_BTD)
         x_BTD = residual(x_BTD + attention(y_BTD, tables, grids, key, magnitude_BT1))
@@ -78,7 +79,7 @@ class Transformer(nn.Module):
     """tokens_BT (int) → logits_BTV (float32). remat: none, dots, full. kernel: attention's, `xla` or `cudnn`.
 
     placed: where activations live on a mesh. Without it the compiler follows the weights' sharding and computes every
-    sequence on every device.
+    sequence on every device. unroll: layers per iteration of the scan.
     """
 
     model: ModelConfig
@@ -87,18 +88,21 @@ class Transformer(nn.Module):
     remat: str = "none"
     kernel: str = "xla"
     placed: Placement = UNPLACED
+    unroll: int = 1
 
     def setup(self):
         m = self.model
         block: Any = Block
         if self.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, policy=_REMAT[self.remat])
+            # Without a loop, compilers would find what is computed again to be the same and keep it instead.
+            block = nn.remat(Block, prevent_cse=self.unroll >= m.layers, policy=_REMAT[self.remat])
         self.blocks = nn.scan(
             block,
             variable_axes={"params": 0, "audit": 0, "perturbations": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast),
             length=m.layers,
+            unroll=min(self.unroll, m.layers),
         )(m, self.structure, self.kernel, self.placed, name="blocks")
         normal = nn.initializers.normal(m.init_std)
         self.embedding_VD = self.param("embedding", normal, (m.vocab_size, m.width), jnp.float32)
@@ -122,7 +126,7 @@ class Transformer(nn.Module):
         tables = rotary_tables(tokens_BT.shape[1], m.head_size or m.width // m.heads, m.rope_base)
         in_blocks = {site: grid for site, grid in grids.items() if site not in ("embed", "head")}
         keys_L = None if key is None else jax.random.split(key, m.layers)
-        x_BTD, _ = self.blocks(x_BTD, in_blocks, keys_L, tables)
+        x_BTD, _ = self.blocks(x_BTD, pack(in_blocks, m.layers), keys_L, tables)
         return self.final_norm(x_BTD)
 
     def logits(self, x_BTD: jax.Array, grids: Grids, key: jax.Array | None = None) -> jax.Array:

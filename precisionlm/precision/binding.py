@@ -5,17 +5,39 @@ Two recipes with equal structures share one executable; only the grids differ.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from precisionlm.errors import UserError
 from precisionlm.precision.formats import BF16, Grid
-from precisionlm.precision.recipe import Quantization, Recipe
+from precisionlm.precision.recipe import LINEAR_OPERANDS, Quantization, Recipe
 from precisionlm.precision.scaling import LEARNED, Scaling
 
 Grids = dict[str, dict[str, Grid]]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["numbers"], meta_fields=["tree"])
+@dataclass(frozen=True)
+class PackedGrids:
+    """The grids of all sites in the blocks as one float32 array [L, K]: what a layer takes of them is then one slice,
+    not seven for every operand."""
+
+    numbers: jax.Array
+    tree: Any
+
+    def unpack(self) -> Grids:
+        """The grids of one layer, from its numbers [K]."""
+        return jax.tree.unflatten(self.tree, [self.numbers[i] for i in range(self.numbers.shape[0])])
+
+
+def pack(grids: Grids, layers: int) -> PackedGrids:
+    """Grids with a leading layer axis, packed."""
+    leaves, tree = jax.tree.flatten(grids)
+    return PackedGrids(jnp.stack(leaves, axis=1) if leaves else jnp.zeros((layers, 0), jnp.float32), tree)
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,7 @@ def bind(
             if scaling.clip in LEARNED and backward == "unquantized":
                 raise UserError(f"{where}{scaling.clip} of {operand} needs precision.backward quantized")
         if execution == "native" and site not in ("attention", "embed"):
-            bound = native_codes(where, site, operands, bound, platform)
+            bound = native_codes(where, site, operands, bound, platform, backward)
         if bound:
             sites.append((site, tuple(bound.items())))
     return Structure(tuple(sites), backward, execution), grids
@@ -133,17 +155,18 @@ def native_codes(
     operands: Mapping[str, tuple[Quantization | None, ...]],
     bound: Mapping[str, Scaling],
     platform: str,
+    backward: str = "quantized",
 ) -> dict[str, Scaling]:
-    """The site's scalings with the dtype in which operands enter its native forward product: int4 (TPU) or int8 for
-    integers, float8 for OCP floats (not on TPU), one scale a channel or tensor.
+    """The site's scalings with the dtype in which operands enter its native products: int4 (TPU) or int8 for integers,
+    float8 for OCP floats (not on TPU), one scale a channel or tensor.
 
-    Raises UserError for what has no native product.
+    A gradient product whose output gradient is not quantized runs in bf16. One whose other operand has no quantization
+    of its own takes the forward pass's, if that has one scale a tensor. Raises UserError for what has no native
+    product.
     """
     found: dict[str, str] = {}
     for operand in bound:
         here = f"{where}no native execution for {operand} at '{site}'"
-        if operand not in ("a", "w"):
-            raise UserError(f"{here}: gradient products run in bf16; use simulated")
         names = set()
         for cell in operands[operand]:
             if cell is None:
@@ -157,15 +180,31 @@ def native_codes(
         if len(names) > 1:
             raise UserError(f"{here}: layers mix {' and '.join(sorted(names))}; use simulated")
         found[operand] = names.pop()
-    if found and set(found) != {"a", "w"}:
-        raise UserError(f"{where}no native execution at '{site}': weights and activations must both be quantized there")
+    there = f"{where}no native execution at '{site}': "
+    if found and not {"a", "w"} <= set(found):
+        raise UserError(f"{there}weights and activations must both be quantized there")
+    for dy, other, forward in (("dgrad_dy", "dgrad_w", "w"), ("wgrad_dy", "wgrad_x", "a")):
+        reused = backward == "quantized" and forward in bound and bound[forward].sharing == "tensor"
+        if dy in found and not (other in found or reused):
+            raise UserError(
+                f"{there}{dy} meets {forward}, whose scales run along another axis than this product; give {other} a "
+                f"quantization of its own (P{_NUMBER[other]}=…), or {forward} one scale a tensor"
+            )
+        if other in found and dy not in found:
+            raise UserError(f"{there}{other} is quantized but {dy} is not; give both or neither")
+        pair = {found.get(dy), found.get(other, found.get(forward))} if dy in found else set()
+        if pair == {"float8_e5m2"}:
+            raise UserError(f"{there}{dy} and {other} are both e5m2, which chips do not multiply; make one e4m3fn")
     if len({dtype.startswith("int") for dtype in found.values()}) > 1:
-        raise UserError(f"{where}no native execution at '{site}': weights and activations mix integers and floats")
+        raise UserError(f"{there}operands mix integers and floats")
     if platform == "tpu" and any(dtype.startswith("float8") for dtype in found.values()):
-        raise UserError(f"{where}no native execution at '{site}': these TPUs have no float8 products; use simulated")
+        raise UserError(f"{there}these TPUs have no float8 products; use simulated")
     narrow = platform == "tpu" and all(q.format.bits <= 4 for cells in operands.values() for q in cells if q)
     dtypes = {operand: "int4" if narrow and dtype == "int8" else dtype for operand, dtype in found.items()}
     return {operand: replace(scaling, codes=dtypes[operand]) for operand, scaling in bound.items()}
+
+
+_NUMBER = {operand: i + 1 for i, operand in enumerate(LINEAR_OPERANDS)}  # Sun et al. 2025
 
 
 def _code_dtype(quantization: Quantization) -> str:

@@ -4,9 +4,10 @@ AQT's DotGeneral carries the three products of a linear layer (forward, input gr
 gradient. Its quantizer is ours (`GridQuantizer`): values go through traced grids in float32 and come back dequantized
 in the compute dtype before each product, so every format of one scale structure runs in one executable.
 
-Execution `native` runs the forward product of linear layers on codes, int8 or int4 → int32 or fp8 → float32, with the
-scales applied to the output; its gradient products take the same codes back in the compute dtype. It differs from
-`simulated` by the rounding of output and scales to the compute dtype.
+Execution `native` runs the products of linear layers whose operands are quantized on codes, int8 or int4 → int32 or
+fp8 → the compute dtype, with the scales applied to the output; a gradient product whose output gradient is not
+quantized takes the forward pass's codes back in the compute dtype. It differs from `simulated` by the rounding of
+output and scales to the compute dtype.
 
 Straight-through estimator: gradients pass the rounding unchanged, and the gradient products use the forward pass's
 quantized operands (`Structure.backward`). An operand of a gradient product with a quantization of its own (Sun et al.
@@ -46,22 +47,35 @@ def quantize(
     along the last of several axes). key: for stochastic rounding. magnitude: what maps to the largest value, one a
     sharer, where known (`scaling.magnitude_of`).
     """
-    if x.dtype == jnp.bfloat16 and magnitude is None:
-        # Two passes over x follow. The barrier makes both read the bf16 values from memory; without it compilers hand
-        # on the float32 that x was computed in, twice the bytes and not the values that x has.
-        x = lax.optimization_barrier(x)
-    y = x.astype(jnp.float32)
-    if x.dtype == jnp.bfloat16:
-        y = lax.reduce_precision(y, exponent_bits=8, mantissa_bits=7)
+    y = _values(x, magnitude)
     q, scale = _codes(y, axis, scaling, grid, key, magnitude)
     return jnp.where(grid.on > 0, q * scale, y).astype(x.dtype)
 
 
-def _codes(y, axis, scaling, grid, key, magnitude):
-    """(values of the grid, scales), float32."""
+def _values(x: jax.Array, magnitude: jax.Array | None) -> jax.Array:
+    """x in float32, for one pass over it if its magnitude is known, else for two."""
+    if x.dtype != jnp.bfloat16:
+        return x.astype(jnp.float32)
+    if magnitude is None:
+        # The barrier makes both passes read the bf16 values from memory; without it compilers hand on the float32 that
+        # x was computed in, twice the bytes and not the values that x has.
+        x = lax.optimization_barrier(x)
+    return lax.reduce_precision(x.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
+
+
+def _codes(y, axis, scaling, grid, key, magnitude, last=()):
+    """(values of the grid, scales), float32. last: axes that a product of codes contracts. Rounding sees them at the
+    end, so that the codes are written in that layout by the pass that makes them."""
     scale = scale_of(y, axis, scaling, grid, magnitude)
-    noise = jax.random.uniform(key, y.shape) if scaling.stochastic and key is not None else None
-    return round_to_grid(y * (1.0 / scale), grid, noise), scale
+    order = _order(y.ndim, last)
+    noise = jax.random.uniform(key, y.shape).transpose(order) if scaling.stochastic and key is not None else None
+    q = round_to_grid((y * (1.0 / scale)).transpose(order), grid, noise)
+    return q.transpose(np.argsort(order)), scale
+
+
+def _order(rank: int, last: tuple[int, ...]) -> tuple[int, ...]:
+    """The order of axes with some at the end."""
+    return (*(i for i in range(rank) if i not in last), *last)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -162,7 +176,8 @@ def _operand_tensor(x, axes, operand, grid, key, master=None, magnitude=None, dt
         tag, scaling = operand
         precise = x if master is None else master
         if scaling.codes:
-            codes, scale = _codes(precise.astype(jnp.float32), tuple(axes), scaling, grid, key, magnitude)
+            y, axes = _values(precise, magnitude), tuple(axes)
+            codes, scale = _codes(y, axes, scaling, grid, key, magnitude, last=axes)
             # AQT multiplies int4 as int8 where the host is a CPU, also when it compiles for a TPU: `_product` narrows.
             codes = codes.astype("int8" if scaling.codes == "int4" else scaling.codes)
             value = checkpoint_name(codes, TAG + tag)
@@ -195,8 +210,11 @@ def dot_general(
     left, right = operands
     if not any(name in scaled for name in (*operands, *_GRADIENT_OPERANDS)):
         return lax.dot_general
-    native = tuple(scaled[o][1].codes if o in scaled else "" for o in operands)
     reuse = structure.backward == "quantized"
+
+    def codes(lhs: str, rhs: str) -> tuple[str, str]:
+        left, right = (scaled[o][1].codes if o in scaled else "" for o in (lhs, rhs))
+        return left, right
 
     def quantizer(lhs: str, rhs: str, salt: int, dtype: Any) -> GridQuantizer:
         stochastic = any(o in scaled and scaled[o][1].stochastic for o in (lhs, rhs))
@@ -215,18 +233,22 @@ def dot_general(
 
     def configuration(dtype: Any, result: Any, compute: Any) -> Any:
         aqt = config.default_unquantized_config()
-        aqt.fwd.dg_quantizer = quantizer(left, right, 0, dtype)
-        aqt.dlhs.dg_quantizer = quantizer("dgrad_dy", "dgrad_w", 1, dtype)
-        aqt.drhs.dg_quantizer = quantizer("wgrad_dy", "wgrad_x", 2, dtype)
-        for raw in (aqt.fwd, aqt.dlhs, aqt.drhs):
-            raw.lhs.dequant_mode = raw.rhs.dequant_mode = config.DequantMode.THIS_INPUT
-            raw.dot_general = partial(_product, result=result)
-        if any(native):
-            aqt.fwd.lhs.dequant_mode = aqt.fwd.rhs.dequant_mode = config.DequantMode.OUTPUT
-            aqt.fwd.dg_accumulator_dtype = jnp.int32 if native[0].startswith("int") else None
-            aqt.fwd.dot_general = partial(_native_product, codes=native, result=compute)
-        aqt.dlhs.rhs.use_fwd_quant = reuse and right in scaled and "dgrad_w" not in scaled
-        aqt.drhs.rhs.use_fwd_quant = reuse and left in scaled and "wgrad_x" not in scaled
+        # A native gradient product makes the forward pass's codes again, in its own layout: one scale a tensor, so
+        # they are the same ones.
+        dgrad_w = right if codes("dgrad_dy", right)[0] and "dgrad_w" not in scaled else "dgrad_w"
+        wgrad_x = left if codes("wgrad_dy", left)[0] and "wgrad_x" not in scaled else "wgrad_x"
+        products = ((aqt.fwd, left, right), (aqt.dlhs, "dgrad_dy", dgrad_w), (aqt.drhs, "wgrad_dy", wgrad_x))
+        for salt, (raw, lhs, rhs) in enumerate(products):
+            raw.dg_quantizer = quantizer(lhs, rhs, salt, dtype)
+            if any(native := codes(lhs, rhs)):
+                raw.lhs.dequant_mode = raw.rhs.dequant_mode = config.DequantMode.OUTPUT
+                raw.dg_accumulator_dtype = jnp.int32 if native[0].startswith("int") else None
+                raw.dot_general = partial(_native_product, codes=native, result=compute)
+            else:
+                raw.lhs.dequant_mode = raw.rhs.dequant_mode = config.DequantMode.THIS_INPUT
+                raw.dot_general = partial(_product, result=result)
+        aqt.dlhs.rhs.use_fwd_quant = reuse and right in scaled and dgrad_w not in scaled
+        aqt.drhs.rhs.use_fwd_quant = reuse and left in scaled and wgrad_x not in scaled
         return aqt
 
     def product(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None):
@@ -248,10 +270,14 @@ def _product(lhs, rhs, dimension_numbers, preferred_element_type=None, precision
 
 
 def _native_product(lhs, rhs, dimension_numbers, preferred_element_type=None, precision=None, codes=(), result=None):
-    """The product of codes, both contracted on their last axis: GPUs run it at twice the speed of other layouts. The
-    barrier keeps the compiler from folding the weights' transposition back into the product."""
-    lhs, rhs = lhs.astype(codes[0]), rhs.astype(codes[1])
-    (lhs_axes, rhs_axes), batch = dimension_numbers
-    rhs = lax.optimization_barrier(jnp.moveaxis(rhs, rhs_axes[0], -1))
-    dimensions = ((lhs_axes, (rhs.ndim - 1,)), batch)
+    """The product of codes, both contracted on their last axes: GPUs run it at twice the speed of other layouts."""
+    (lhs_axes, rhs_axes), _ = dimension_numbers
+    lhs, rhs = _contracted_last(lhs.astype(codes[0]), lhs_axes), _contracted_last(rhs.astype(codes[1]), rhs_axes)
+    lhs_last, rhs_last = (tuple(range(x.ndim - len(lhs_axes), x.ndim)) for x in (lhs, rhs))
+    dimensions = ((lhs_last, rhs_last), ((), ()))
     return lax.dot_general(lhs, rhs, dimensions, preferred_element_type=preferred_element_type or result)
+
+
+def _contracted_last(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """x with these axes moved to its end. The barrier keeps the compiler from choosing another layout there."""
+    return lax.optimization_barrier(x.transpose(_order(x.ndim, axes)))

@@ -124,7 +124,7 @@ def _program_key(e: Experiment, with_model: bool = True) -> str:
     """Equal for experiments whose compiled steps are equal, up to the model if it is left out."""
     structure, _ = _bound(e)
     t = e.training
-    static: list[Any] = [structure, t.dtype, t.remat, t.on_nan, t.batch_size, t.accumulate, t.loss_chunks]
+    static: list[Any] = [structure, t.dtype, t.remat, t.on_nan, t.batch_size, t.accumulate, t.loss_chunks, t.unroll]
     static += [e.data.sequence_length, e.optimizer.schedule, e.mesh]
     return repr([*static, e.model] if with_model else static)
 

@@ -34,12 +34,14 @@ class Program:
     mesh: Mesh
     accumulate: int = 1
     loss_chunks: int = 1
+    unroll: int = 1
 
     def transformer(self) -> Transformer:
         """The model of this program; flash attention on NVIDIA GPUs where the precision of activations allows it."""
         on_gpu = self.mesh.devices.flat[0].platform == "gpu"
         kernel = "cudnn" if on_gpu and self.dtype == "bfloat16" else "xla"
-        return Transformer(self.model, self.structure, self.dtype, self.remat, kernel, ActivationSharding(self.mesh))
+        placed = ActivationSharding(self.mesh)
+        return Transformer(self.model, self.structure, self.dtype, self.remat, kernel, placed, self.unroll)
 
 
 def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Program:
@@ -55,6 +57,7 @@ def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Prog
         mesh,
         t.accumulate,
         t.loss_chunks,
+        t.unroll or (experiment.model.layers if mesh.devices.flat[0].platform == "gpu" else 1),
     )
 
 

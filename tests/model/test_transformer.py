@@ -69,6 +69,19 @@ def test_options_change_the_parameters_they_say():
     assert count(normed) == (base[0], base[1] + L * (2 * H + D + F))
 
 
+@pytest.mark.parametrize("layers", [2, 3, 100])
+def test_unrolling_changes_no_gradient(layers):
+    model = MODEL.model_copy(update={"layers": 3})
+    structure, grids = bind(parse_recipe("W4A4KV4"), model.layers, axis_sizes(model, T))
+    rolled = Transformer(model, structure, "float32", "dots")
+    params = jax.jit(rolled.init)(jax.random.key(1), TOKENS, grids)["params"]
+    gradients = (
+        jax.jit(jax.grad(lambda p, t=t: jnp.mean(t.apply({"params": p}, TOKENS, grids) ** 2)))(params)
+        for t in (rolled, rolled.clone(unroll=layers))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), *gradients)
+
+
 def test_remat_changes_no_value():
     (plain, params, _), (recomputed, *_) = (logits_of("W4A4KV4", remat=remat) for remat in ("none", "full"))
     np.testing.assert_allclose(plain(params, TOKENS), recomputed(params, TOKENS), atol=1e-6)
