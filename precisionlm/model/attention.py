@@ -54,6 +54,7 @@ class Attention(nn.Module):
         linear = Linear("qkv", (K * (G + 2) * H,), self.structure, normal, name="qkv")
         qkv_BTX = self.placed.features(linear(x_BTD, grids, key, magnitude_BT1))
         qkv_BTKGH = qkv_BTX.reshape(B, T, K, G + 2, H)
+        # Split, not indexed: the gradient of indexing adds padded arrays.
         q_BTKGH, k_BTK1H, v_BTK1H = jnp.split(qkv_BTKGH, (G, G + 1), axis=-2)
         q_BTNH, k_BTKH, v_BTKH = q_BTKGH.reshape(B, T, K * G, H), k_BTK1H[..., 0, :], v_BTK1H[..., 0, :]
         if m.qk_norm:

@@ -47,8 +47,7 @@ class MLP(nn.Module):
         normal = nn.initializers.normal(m.init_std)
         gate_up = Linear("gate_up", (2, m.mlp_width), self.structure, normal, name="gate_up")
         h_BT2F = self.placed.features(gate_up(x_BTD, grids, key, magnitude_BT1))
-        gate_BT1F, up_BT1F = jnp.split(h_BT2F, 2, axis=-2)  # not indices: their gradient adds padded arrays
-        h_BTF = self.placed.features((jax.nn.silu(gate_BT1F) * up_BT1F)[..., 0, :])
+        h_BTF = self.placed.features(jax.nn.silu(h_BT2F[..., 0, :]) * h_BT2F[..., 1, :])
         magnitude_BT1 = None
         if m.projection_norm:
             h_BTF, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="down_norm").with_magnitude(h_BTF)

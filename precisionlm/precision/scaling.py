@@ -50,15 +50,23 @@ def scale_of(
 ) -> jax.Array:
     """The float32 scale s of each value, so that x / s fits the grid. Broadcastable against x; zero groups give a
     finite scale. x: float32. axis: who shares a channel or group scale; groups run along the last of several axes.
-    magnitude: `magnitude_of(x, ...)` where it is known already.
+    magnitude: the largest magnitudes along `axis` where they are known already, one a channel (for trained scales:
+    `magnitude_of(x, ...)`).
 
     The scales themselves, one a sharer, are named SCALE_TAG: small, and worth saving for the backward pass, where
     computing them again would be a pass over x.
     """
-    if magnitude is None or (scaling.sharing != "channel" and scaling.clip not in LEARNED) or scaling.clip == "mse":
+    if magnitude is None or not takes_magnitude(scaling):
         magnitude = magnitude_of(x, axis, scaling, grid)
+    elif scaling.sharing == "tensor" and scaling.clip not in LEARNED:
+        magnitude = jnp.max(magnitude, keepdims=True)
     scale = checkpoint_name(_from_magnitude(magnitude, scaling, grid), SCALE_TAG)
     return spread(scale, x.shape, axis, scaling)
+
+
+def takes_magnitude(scaling: Scaling) -> bool:
+    """Whether the scales follow from the largest magnitudes along an axis."""
+    return scaling.clip in LEARNED or (scaling.sharing in ("channel", "tensor") and scaling.clip != "mse")
 
 
 def magnitude_of(x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid) -> jax.Array:
