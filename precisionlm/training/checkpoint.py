@@ -1,4 +1,8 @@
-"""State and data position in one atomic checkpoint. The only file that imports orbax."""
+"""State and data position in one atomic checkpoint. The only file that imports orbax.
+
+Training goes on while a checkpoint is written: `save` only sets off copies of the state into the hosts' memory, which
+the devices make between two steps; a thread waits for them and writes.
+"""
 
 import gc
 import logging
@@ -8,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import CoroutineType
 from typing import Any
@@ -41,31 +46,45 @@ class Checkpoints:
         self._folder = absolute(folder)
         self._damaged: set[int] = set()
         self._failed = False
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._write: Future[None] | None = None
+        # Named processes meet at JAX's coordinator; unnamed ones in a collective of the devices, which must not come
+        # from a thread while the devices train.
+        processes = ocp.options.MultiprocessingOptions(active_processes=set(range(jax.process_count())))
         with self._writing():
+            on_first(lambda: self._folder.mkdir(parents=True, exist_ok=True))
             self._manager = _Manager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=config.keep,
-                    enable_async_checkpointing=True,
+                    create=False,
                     cleanup_tmp_directories=True,  # of a process killed while it saved
+                    multiprocessing_options=processes,
                 ),
                 item_names=("state", "position"),
-                item_handlers={"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()},
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(multiprocessing_options=processes),
+                    "position": ocp.JsonCheckpointHandler(),
+                },
             )
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
-        """Start saving after `step` optimizer steps; no-op if that step is there already, readable."""
-        with self._writing():
-            if step in self._manager.all_steps():
-                if step not in self._damaged:
-                    return
-                self._manager.delete(step)
-                self._damaged.discard(step)
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)),
-                force=True,
-            )
+        """Start saving after `step` optimizer steps, once the write before is over; no-op if that step is there
+        already, readable. The state may be donated as soon as this returns."""
+        self.wait()
+        if step not in self._manager.all_steps() or step in self._damaged:
+            self._write = self._thread.submit(self._save, step, _on_hosts(state), position)
+
+    def _save(self, step: int, state: Any, position: dict[str, Any]) -> None:
+        if step in self._damaged:
+            self._manager.delete(step)
+            self._damaged.discard(step)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)),
+            force=True,
+        )
+        self._manager.wait_until_finished()
 
     def restore(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, state, position) of the newest checkpoint readable by all processes, placed as `abstract_state` says;
@@ -99,8 +118,10 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until everything is on disk."""
-        with self._writing():
-            self._manager.wait_until_finished()
+        write, self._write = self._write, None
+        if write is not None:
+            with self._writing():
+                write.result()
 
     def __enter__(self) -> "Checkpoints":
         """While entered, a failed read or write is heard of through its own error alone, not through orbax's threads
@@ -114,8 +135,12 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         """Wait and release; what a failed write left behind is removed."""
         try:
-            with self._writing():
-                self._manager.close()
+            try:
+                self.wait()
+            finally:
+                self._thread.shutdown()
+                with self._writing():
+                    self._manager.close()
         finally:
             sys.unraisablehook = self._hook
             for log, level in zip(_LOGS, self._levels, strict=True):
@@ -142,6 +167,13 @@ class Checkpoints:
             raise UserError(
                 f"{self._folder}: a checkpoint cannot be written: {reason}; the one before it is kept"
             ) from None
+
+
+def _on_hosts(state: Any) -> Any:
+    """The state in the hosts' memory, as the devices will have copied it: nothing waits here. What several devices of
+    one host hold alike (a replica axis within it) is there as often."""
+    memory = jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), state)
+    return jax.device_put(state, memory)
 
 
 def _is_orbax(found: Any) -> bool:

@@ -1,0 +1,43 @@
+"""A checkpoint is of the state that was given, whatever training does meanwhile."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from precisionlm.config import CheckpointConfig
+from precisionlm.training.checkpoint import Checkpoints
+
+
+@pytest.mark.parametrize(("axes", "spec"), [((8,), P("a")), ((8,), P()), ((2, 4), P("b"))])
+def test_the_state_may_be_donated_while_it_is_written(tmp_path, axes, spec):
+    mesh = Mesh(np.array(jax.devices()).reshape(axes), ("a", "b")[: len(axes)])
+    sharding = NamedSharding(mesh, spec)
+    state = {"w": jax.device_put(jnp.arange(2**20, dtype=jnp.float32).reshape(1024, -1), sharding)}
+    overwrite = jax.jit(lambda s: jax.tree.map(lambda x: -x - 1, s), donate_argnums=0, out_shardings={"w": sharding})
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    with Checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as checkpoints:
+        for step in range(3):
+            kept = np.asarray(state["w"]).copy()
+            checkpoints.save(step, state, {"data": step})
+            for _ in range(3):
+                state = overwrite(state)
+            checkpoints.wait()
+            found = checkpoints.restore(abstract)
+            assert found is not None and found[0] == step and found[2] == {"data": step}
+            np.testing.assert_array_equal(found[1]["w"], kept)
+            assert found[1]["w"].sharding == sharding
+
+
+def test_a_step_that_is_there_is_not_written_again(tmp_path, monkeypatch):
+    state = {"w": jnp.ones((4, 4))}
+    with Checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        monkeypatch.setattr(checkpoints, "_save", partial(pytest.fail, "written again"))
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
