@@ -102,6 +102,14 @@ def operand_statistics(
     }
 
 
+def largest_magnitude(x: jax.Array) -> jax.Array:
+    """max|x| along the last axis, float32 [..., 1], of the values that x has in its own dtype."""
+    y = x.astype(jnp.float32)
+    if x.dtype == jnp.bfloat16:
+        y = jax.lax.reduce_precision(y, exponent_bits=8, mantissa_bits=7)
+    return jnp.max(jnp.abs(y), axis=-1, keepdims=True)
+
+
 class RMSNorm(nn.Module):
     """x * scale / rms(x) over the last axis, in float32, returned in x's dtype."""
 

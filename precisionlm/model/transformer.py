@@ -12,21 +12,23 @@ import jax.numpy as jnp
 
 from precisionlm.config import ModelConfig
 from precisionlm.model.attention import Attention, rotary_tables
-from precisionlm.model.linear import Linear, RMSNorm, operand_statistics
+from precisionlm.model.linear import Linear, RMSNorm, largest_magnitude, operand_statistics
 from precisionlm.model.placement import UNPLACED, Placement
 from precisionlm.precision.binding import Grids, Structure, pack
-from precisionlm.precision.dot_general import dot_general, fake_quantize
-from precisionlm.precision.scaling import SCALE_TAG
+from precisionlm.precision.dot_general import PRODUCT_TAG, dot_general, fake_quantize
+from precisionlm.precision.scaling import SCALE_TAG, takes_magnitude
 
-_SCALES = jax.checkpoint_policies.save_only_these_names(SCALE_TAG)
+_NAMED = jax.checkpoint_policies.save_only_these_names(SCALE_TAG, PRODUCT_TAG)
 
 
 def _save_products(primitive: Any, *avals: Any, **parameters: Any) -> Any:
     """Save what is dear to compute: matrix products with weights, fused attention with its statistics, and scales."""
     if "dot_product_attention" in primitive.name:
         return True
+    if primitive.name == "dot_general" and avals[0].dtype.itemsize == 1:
+        return False  # a native product, which is saved under its scales
     dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **parameters)
-    return dots or _SCALES(primitive, *avals, **parameters)
+    return dots or _NAMED(primitive, *avals, **parameters)
 
 
 _REMAT = {"dots": _save_products, "full": jax.checkpoint_policies.nothing_saveable}
@@ -47,12 +49,21 @@ class MLP(nn.Module):
         normal = nn.initializers.normal(m.init_std)
         gate_up = Linear("gate_up", (2, m.mlp_width), self.structure, normal, name="gate_up")
         h_BT2F = self.placed.features(gate_up(x_BTD, grids, key, magnitude_BT1))
-        h_BTF = self.placed.features(jax.nn.silu(h_BT2F[..., 0, :]) * h_BT2F[..., 1, :])
-        magnitude_BT1 = None
+        h_BTF, magnitude_BT1 = self.placed.features(_swiglu(h_BT2F)), None
+        scaling = self.structure.site("down").get("a")
         if m.projection_norm:
             h_BTF, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="down_norm").with_magnitude(h_BTF)
+        elif scaling and takes_magnitude(scaling):
+            # From a computation of its own: so h_BTF has one reader, into which it is fused, and is never written but
+            # quantized. The barrier keeps the compiler from finding that the two computations are the same.
+            again_BT2F = jax.lax.optimization_barrier(jax.lax.stop_gradient(h_BT2F))
+            magnitude_BT1 = largest_magnitude(_swiglu(again_BT2F))
         residual = nn.initializers.normal(m.init_std / (2 * m.layers) ** 0.5)
         return Linear("down", (m.width,), self.structure, residual, name="down")(h_BTF, grids, key, magnitude_BT1)
+
+
+def _swiglu(h_BT2F: jax.Array) -> jax.Array:
+    return jax.nn.silu(h_BT2F[..., 0, :]) * h_BT2F[..., 1, :]
 
 
 class Block(nn.Module):

@@ -24,12 +24,14 @@ import numpy as np
 from aqt.jax.v2 import aqt_dot_general, aqt_tensor, config, utils
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from precisionlm.precision.binding import Structure
 from precisionlm.precision.formats import Grid, round_to_grid
 from precisionlm.precision.scaling import LEARNED, Scaling, scale_of
 
 _GRADIENT_OPERANDS = ("dgrad_dy", "dgrad_w", "wgrad_dy", "wgrad_x")
+PRODUCT_TAG = "product"  # a native product under its scales, for remat policies: its codes' product is twice as large
 TAG = "quantized:"  # prefix of the names that mark quantized values in a program, for audit.py and remat policies
 
 
@@ -258,7 +260,8 @@ def dot_general(
         aqt = configuration(lhs.dtype if wider else None, result if wider else None, lhs.dtype)
         # Outside a trace AQT promotes concrete arrays as dtypes, which jax deprecates.
         run = jax.jit(lambda lhs, rhs: aqt(lhs, rhs, dimension_numbers))
-        return run(lhs.astype(result), rhs.astype(result))
+        product = run(lhs.astype(result), rhs.astype(result))
+        return checkpoint_name(product, PRODUCT_TAG) if any(codes(left, right)) else product
 
     return product
 
@@ -279,5 +282,7 @@ def _native_product(lhs, rhs, dimension_numbers, preferred_element_type=None, pr
 
 
 def _contracted_last(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """x with these axes moved to its end. The barrier keeps the compiler from choosing another layout there."""
-    return lax.optimization_barrier(x.transpose(_order(x.ndim, axes)))
+    """x with these axes moved to its end, in memory too: without the constraint compilers choose another layout there,
+    without the barrier they fold the move into the product."""
+    x = x.transpose(_order(x.ndim, axes))
+    return lax.optimization_barrier(with_layout_constraint(x, Layout(tuple(range(x.ndim)))))

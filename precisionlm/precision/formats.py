@@ -182,7 +182,12 @@ def _float(word: str, exponent: int, mantissa: int) -> Format:
 
 def power_of_two_below(x: jax.Array) -> jax.Array:
     """The largest power of two at or below |x|, exact; 0 for zero and float32 subnormals. x: float32."""
-    return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7F800000, jnp.float32)
+    return _bits_to_float(_float_to_bits(x) & 0x7F800000)
+
+
+_SIGN = -(2**31)
+_float_to_bits = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.int32)
+_bits_to_float = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.float32)
 
 
 def round_to_grid(x: jax.Array, grid: Grid, noise: jax.Array | None = None) -> jax.Array:
@@ -195,5 +200,5 @@ def round_to_grid(x: jax.Array, grid: Grid, noise: jax.Array | None = None) -> j
     if noise is not None:
         x = x + (noise - 0.5) * step
     # The anchor has x's sign so that it is no constant even where the grid is one: compilers merge (x + c) - c.
-    anchor = jnp.copysign(step * 2.0**23, x)
+    anchor = _bits_to_float(_float_to_bits(step * 2.0**23) | (_float_to_bits(x) & _SIGN))
     return jnp.clip((x + anchor) - anchor, -grid.qmax, grid.qmax)
