@@ -40,7 +40,7 @@ class _Manager(ocp.CheckpointManager):
 
 class Checkpoints:
     """The checkpoints of one run: written in the background by all processes, complete or absent, the newest `keep`
-    kept. Writing raises UserError where the disk refuses, at the latest in `wait`. Use it as a context."""
+    kept. Where the disk refuses, the next of `check`, `save` and `wait` raises UserError. Use it as a context."""
 
     def __init__(self, folder: epath.PathLike, config: CheckpointConfig):
         self._folder = absolute(folder)
@@ -115,6 +115,11 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), position=ocp.args.JsonRestore()),
         )
+
+    def check(self) -> None:
+        """Raises UserError if the write that goes on has failed, as soon as it has; waits for nothing."""
+        if self._write is not None and self._write.done():
+            self.wait()
 
     def wait(self) -> None:
         """Until everything is on disk."""

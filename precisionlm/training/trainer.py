@@ -72,6 +72,7 @@ class Training:
                 self._state, metrics = step_fn(self._state, tokens, grids, hyper, seed)
             self._recorder.settle()
             self._recorder.pending = (step, metrics)
+            self._checkpoints.check()
             by_steps = config.every_steps and step % config.every_steps == 0
             by_clock = clock.passed()
             if config.trunk and run.trunk is not None and step == run.trunk.steps:

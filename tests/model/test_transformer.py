@@ -7,8 +7,8 @@ import pytest
 
 from precisionlm.config import ModelConfig
 from precisionlm.model.attention import rotary_tables, rotate
-from precisionlm.model.linear import RMSNorm
-from precisionlm.model.transformer import Transformer, axis_sizes, parameter_counts
+from precisionlm.model.linear import RMSNorm, largest_magnitude
+from precisionlm.model.transformer import Transformer, _swiglu, axis_sizes, parameter_counts
 from precisionlm.precision.binding import bind, leaks_future
 from precisionlm.precision.recipe import parse_recipe
 
@@ -67,6 +67,13 @@ def test_options_change_the_parameters_they_say():
     assert count(MODEL.model_copy(update={"tie_embeddings": True})) == (base[0], base[1] - V * D)
     normed = MODEL.model_copy(update={"qk_norm": True, "projection_norm": True})
     assert count(normed) == (base[0], base[1] + L * (2 * H + D + F))
+
+
+def test_the_known_magnitude_of_swiglu_is_that_of_its_values():
+    h_BT2F = jax.random.normal(jax.random.key(0), (4, 32, 2, 96), jnp.bfloat16) * 3
+    both = jax.jit(lambda h: (_swiglu(h), largest_magnitude(_swiglu(jax.lax.optimization_barrier(h)))))
+    h_BTF, magnitude_BT1 = both(h_BT2F)
+    np.testing.assert_array_equal(np.abs(np.asarray(h_BTF, np.float32)).max(-1, keepdims=True), magnitude_BT1)
 
 
 @pytest.mark.parametrize("layers", [2, 3, 100])

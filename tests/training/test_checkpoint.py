@@ -1,5 +1,6 @@
 """A checkpoint is of the state that was given, whatever training does meanwhile."""
 
+import time
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from precisionlm.config import CheckpointConfig
+from precisionlm.errors import UserError
 from precisionlm.training.checkpoint import Checkpoints
 
 
@@ -41,3 +43,17 @@ def test_a_step_that_is_there_is_not_written_again(tmp_path, monkeypatch):
         monkeypatch.setattr(checkpoints, "_save", partial(pytest.fail, "written again"))
         checkpoints.save(1, state, {})
         checkpoints.wait()
+
+
+def test_a_write_that_failed_is_heard_of_at_once(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no room")
+
+    with Checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as checkpoints:
+        monkeypatch.setattr(checkpoints, "_save", refuse)
+        checkpoints.check()
+        checkpoints.save(1, {"w": jnp.ones((4, 4))}, {})
+        with pytest.raises(UserError, match="a checkpoint cannot be written: no room; the one before it is kept"):
+            for _ in range(500):
+                checkpoints.check()
+                time.sleep(0.01)
