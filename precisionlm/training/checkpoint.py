@@ -9,7 +9,9 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +29,7 @@ from precisionlm.training.processes import gather, is_first, on_first
 from precisionlm.training.run_directory import RunDirectory
 
 _LOGS = (logging.getLogger("absl"), logging.getLogger("asyncio"))  # where orbax's threads report
-_LAST_READ_SECONDS = 30.0  # that given-up reads of a damaged checkpoint are waited for
+_LAST_SECONDS = 30.0  # that what orbax gave up is waited for
 
 
 class _Manager(ocp.CheckpointManager):
@@ -101,7 +103,7 @@ class Checkpoints:
             reasons = [found for found in gather(reason) if found]
             if restored is not None and not reasons:
                 return step, restored["state"], restored["position"]
-            _collect_reads()
+            _collect_given_up()
             self._damaged.add(step)
             warnings.warn(f"checkpoint of step {step} is damaged ({reasons[0]}); trying an older one", stacklevel=2)
         return None
@@ -140,19 +142,25 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         """Wait and release; what a failed write left behind is removed."""
         try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
             try:
-                self.wait()
-            finally:
-                self._thread.shutdown()
                 with self._writing():
                     self._manager.close()
-        finally:
-            sys.unraisablehook = self._hook
-            for log, level in zip(_LOGS, self._levels, strict=True):
-                log.setLevel(level)
-            if self._failed and is_first():
-                for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                    partial.rmtree(missing_ok=True)
+            finally:
+                self._leave()
+
+    def _leave(self) -> None:
+        if self._failed:
+            del self._manager  # it holds the errors, and they what was given up
+            _collect_given_up()
+        sys.unraisablehook = self._hook
+        for log, level in zip(_LOGS, self._levels, strict=True):
+            log.setLevel(level)
+        if self._failed and is_first():
+            for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                partial.rmtree(missing_ok=True)
 
     def _unraisable(self, found: Any) -> None:
         # What orbax gives up after the first read or write that failed calls back into an event loop that is gone, or
@@ -169,6 +177,7 @@ class Checkpoints:
             self._failed = True
             code = re.search(r"os_error_code='(\d+)'", str(error))
             reason = os.strerror(int(code[1])) if code else " ".join(str(error).split())[:300]
+            _let_go(error)
             raise UserError(
                 f"{self._folder}: a checkpoint cannot be written: {reason}; the one before it is kept"
             ) from None
@@ -185,14 +194,34 @@ def _is_orbax(found: Any) -> bool:
     return type(found) is CoroutineType and "orbax" in found.cr_code.co_filename
 
 
-def _collect_reads() -> None:
-    """The reads that orbax gives up after the first that failed complain when they are collected, which can only be
-    once they have come to their end: let it be here, where nobody hears them, not anywhere later."""
-    until = time.monotonic() + _LAST_READ_SECONDS
-    gc.collect()
-    while any(map(_is_orbax, gc.get_objects())) and time.monotonic() < until:
-        time.sleep(0.05)
+def _let_go(error: BaseException) -> None:
+    """Drop the frames that an error and those behind it hold, and with them what orbax gave up."""
+    following: BaseException | None = error
+    with _unheard():
+        while following is not None:
+            traceback.clear_frames(following.__traceback__)
+            following.__traceback__ = None
+            following = following.__cause__ or following.__context__
+
+
+def _collect_given_up() -> None:
+    """The reads and writes that orbax gives up after the first that failed complain when they are collected, which can
+    only be once they have come to their end: let it be here, where nobody hears them, not anywhere later."""
+    until = time.monotonic() + _LAST_SECONDS
+    with _unheard():
         gc.collect()
+        while (_threads() or any(map(_is_orbax, gc.get_objects()))) and time.monotonic() < until:
+            time.sleep(0.05)
+            gc.collect()
+
+
+def _unheard() -> warnings.catch_warnings:
+    return warnings.catch_warnings(action="ignore", category=RuntimeWarning)  # a coroutine "was never awaited"
+
+
+def _threads() -> list[threading.Thread]:
+    """Orbax's own that are still at work."""
+    return [thread for thread in threading.enumerate() if type(thread).__module__.startswith("orbax")]
 
 
 def folder_of(directory: RunDirectory, config: CheckpointConfig, name: str = "checkpoints") -> epath.Path:
