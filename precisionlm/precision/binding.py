@@ -192,9 +192,9 @@ def native_codes(
             )
         if other in found and dy not in found:
             raise UserError(f"{there}{other} is quantized but {dy} is not; give both or neither")
-        pair = {found.get(dy), found.get(other, found.get(forward))} if dy in found else set()
-        if pair == {"float8_e5m2"}:
-            raise UserError(f"{there}{dy} and {other} are both e5m2, which chips do not multiply; make one e4m3fn")
+    for left, right, source in (("a", "w", "w"), ("dgrad_dy", "dgrad_w", "w"), ("wgrad_dy", "wgrad_x", "a")):
+        if found.get(left) == found.get(right, found.get(source)) == "float8_e5m2":
+            raise UserError(f"{there}{left} and {right} are both e5m2, which chips do not multiply; make one e4m3fn")
     if len({dtype.startswith("int") for dtype in found.values()}) > 1:
         raise UserError(f"{there}operands mix integers and floats")
     if platform == "tpu" and any(dtype.startswith("float8") for dtype in found.values()):
