@@ -25,6 +25,7 @@ from etils import epath
 
 from precisionlm.config import CheckpointConfig
 from precisionlm.errors import UserError
+from precisionlm.training.host_memory import get_memory, on_hosts
 from precisionlm.training.processes import gather, is_first, on_first
 from precisionlm.training.run_directory import RunDirectory
 
@@ -70,12 +71,18 @@ class Checkpoints:
                 },
             )
 
+    def prepare(self, state: Any) -> None:
+        """Start getting the memory that saves of such a state copy into: page-locked, it takes a second a GB, which
+        else training would wait at its first save. The state must not be donated before `wait` returns, which raises
+        UserError if there is not enough."""
+        self._write = self._thread.submit(get_memory, state)
+
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
         """Start saving after `step` optimizer steps, once the write before is over; no-op if that step is there
         already, readable. The state may be donated as soon as this returns."""
         self.wait()
         if step not in self._manager.all_steps() or step in self._damaged:
-            self._write = self._thread.submit(self._save, step, _on_hosts(state), position)
+            self._write = self._thread.submit(self._save, step, on_hosts(state), position)
 
     def _save(self, step: int, state: Any, position: dict[str, Any]) -> None:
         if step in self._damaged:
@@ -181,13 +188,6 @@ class Checkpoints:
             raise UserError(
                 f"{self._folder}: a checkpoint cannot be written: {reason}; the one before it is kept"
             ) from None
-
-
-def _on_hosts(state: Any) -> Any:
-    """The state in the hosts' memory, as the devices will have copied it: nothing waits here. What several devices of
-    one host hold alike (a replica axis within it) is there as often."""
-    memory = jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), state)
-    return jax.device_put(state, memory)
 
 
 def _is_orbax(found: Any) -> bool:

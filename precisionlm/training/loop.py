@@ -122,6 +122,7 @@ def _train(
             raise PreemptedError(f"run {run.run_id} stopped after step {start}; the same command continues it")
 
     stop_before_compiling()
+    checkpoints.prepare(state)
     applied = on_first(lambda: directory.read_json("audit.json"))
     if applied is None:
         applied = audit_run(run, state)
@@ -130,6 +131,7 @@ def _train(
         text = step_text(run, state)
         on_first(lambda: directory.write_text("step.stablehlo.txt", text))
     stop_before_compiling()
+    on_all(checkpoints.wait)  # from here on the state is donated
     on_first(lambda: trim_metrics(directory.metrics, start))
     status, reason, evaluations = "done", "", []
     with ExitStack() as open_until_done:

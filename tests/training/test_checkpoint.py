@@ -57,3 +57,24 @@ def test_a_write_that_failed_is_heard_of_at_once(tmp_path, monkeypatch):
             for _ in range(500):
                 checkpoints.check()
                 time.sleep(0.01)
+
+
+def test_memory_is_got_from_a_state_that_stays(tmp_path):
+    state = {"w": jnp.ones((4, 4))}
+    with Checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as checkpoints:
+        checkpoints.prepare(state)
+        checkpoints.wait()
+        assert checkpoints.restore(state) is None
+        np.testing.assert_array_equal(state["w"], 1)
+
+
+def test_memory_that_is_not_there_is_one_line_before_training(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of host memory")
+
+    state = {"w": jnp.ones((5000, 5000))}
+    with Checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as checkpoints:
+        monkeypatch.setattr(jax, "device_put", refuse)
+        checkpoints.prepare(state)
+        with pytest.raises(UserError, match=r"no room for 0\.1 GB; on GPUs XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB says"):
+            checkpoints.wait()
