@@ -126,13 +126,16 @@ class Transformer(nn.Module):
     def hidden(self, tokens_BT: jax.Array, grids: Grids, key: jax.Array | None = None) -> jax.Array:
         """Everything before the head: tokens_BT → x_BTD. key: for stochastic rounding, new every step."""
         m = self.model
-        table_VD = self.embedding_VD.astype(self.dtype)
+        table_VD = self.embedding_VD
         if scaling := self.structure.site("embed").get("w"):
-            grid = grids["embed"]["w"]
+            grid, table_VD = grids["embed"]["w"], table_VD.astype(self.dtype)
             if self.is_mutable_collection("audit"):
                 self.sow("audit", "embed.w", operand_statistics(table_VD, -1, scaling, grid))
             table_VD = fake_quantize(table_VD, -1, scaling, grid, "embed.w", key)
-        x_BTD = self.placed.residual(jnp.take(table_VD, tokens_BT, axis=0))
+        # Cast after the gather: the gradient of a row is the sum over its token's occurrences, thousands in a batch,
+        # and a sum kept in bfloat16 stops growing after 256 alike.
+        rows_BTD = jnp.take(table_VD.astype(jnp.float32), tokens_BT, axis=0)
+        x_BTD = self.placed.residual(rows_BTD.astype(self.dtype))
         tables = rotary_tables(tokens_BT.shape[1], m.head_size or m.width // m.heads, m.rope_base)
         in_blocks = {site: grid for site, grid in grids.items() if site not in ("embed", "head")}
         keys_L = None if key is None else jax.random.split(key, m.layers)

@@ -157,3 +157,27 @@ def test_the_norms_magnitude_is_exactly_that_of_its_output(dtype):
     params = {"params": {"scale": jax.random.normal(jax.random.key(6), (96,))}}
     y, magnitude = norm.apply(params, x, method="with_magnitude")
     np.testing.assert_array_equal(magnitude[:, 0], np.abs(np.asarray(y, np.float32)).max(axis=-1))
+
+
+def test_gradients_are_summed_in_float32_over_a_token_that_comes_often():
+    model = MODEL.model_copy(update={"qk_norm": True, "projection_norm": True})
+    often, other = (
+        jax.random.bernoulli(jax.random.key(0), 0.5, (16, 256)),
+        jax.random.randint(jax.random.key(1), (16, 256), 0, model.vocab_size),
+    )
+    tokens = jnp.where(often, 3, other)
+    params = Transformer(model).init(jax.random.key(2), tokens, {})["params"]
+
+    def gradients(dtype):
+        def loss(params):
+            return -jnp.mean(
+                jax.nn.log_softmax(Transformer(model, dtype=dtype).apply({"params": params}, tokens, {}))[..., 5]
+            )
+
+        return jax.jit(jax.grad(loss))(params)
+
+    for (path, exact), found in zip(
+        jax.tree_util.tree_leaves_with_path(gradients("float32")), jax.tree.leaves(gradients("bfloat16")), strict=True
+    ):
+        error = jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
+        assert error < 0.02, f"{jax.tree_util.keystr(path)}: {error}"
