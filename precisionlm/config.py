@@ -116,6 +116,9 @@ class TrainingConfig(Section):
     unroll: int | None = Field(
         None, ge=1, description="layers per iteration of the loop over layers; if absent all on GPUs, else 1"
     )
+    deterministic: bool = Field(
+        False, description="on GPUs too: every run gives the same bits; slower, without flash attention"
+    )
     on_nan: Literal["stop", "skip"] = Field("stop", description="non-finite loss or gradient: end as diverged, or skip")
     divergence_loss: float = Field(20.0, gt=0, description="nats/token above which a run counts as diverged")
 

@@ -1,5 +1,6 @@
 """Whole training steps, timed side by side: every variant compiled first, then measured in turn, round after round."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -94,7 +95,8 @@ def measure_steps(
     """Time the training step (or, without backward, the evaluation step) of every experiment of one model size.
 
     All share one state, random tokens, and take turns of `steps` steps in each of `rounds` rounds, so that a drift of
-    the machine meets all of them alike. A variant that cannot compile or run is returned with its error.
+    the machine meets all of them alike; in another order every round, since what ran just before leaves its clock and
+    temperature behind. A variant that cannot compile or run is returned with its error.
     """
     mesh = make_mesh(experiments[0][1].mesh)
     e0 = experiments[0][1]
@@ -129,8 +131,9 @@ def measure_steps(
         row.temporary = compiled.memory_analysis().temp_size_in_bytes
         callables.append((compiled, arguments))
         say(f"{label}: compiled in {row.compile_seconds:.1f} s")
+    turns, order = list(zip(found, callables, strict=True)), random.Random(0)
     for turn in range(rounds + 1):
-        for row, call in zip(found, callables, strict=True):
+        for row, call in order.sample(turns, len(turns)):
             if call is None:
                 continue
             compiled, arguments = call

@@ -35,11 +35,18 @@ class Program:
     accumulate: int = 1
     loss_chunks: int = 1
     unroll: int = 1
+    deterministic: bool = False
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the mesh is of GPUs."""
+        return self.mesh.devices.flat[0].platform == "gpu"
 
     def transformer(self) -> Transformer:
-        """The model of this program; flash attention on NVIDIA GPUs where the precision of activations allows it."""
-        on_gpu = self.mesh.devices.flat[0].platform == "gpu"
-        kernel = "cudnn" if on_gpu and self.dtype == "bfloat16" else "xla"
+        """The model of this program; flash attention on NVIDIA GPUs where the precision of activations allows it, but
+        not where the program is to be deterministic: its backward pass adds in any order."""
+        flash = self.on_gpu and self.dtype == "bfloat16" and not self.deterministic
+        kernel = "cudnn" if flash else "xla"
         placed = ActivationSharding(self.mesh)
         return Transformer(self.model, self.structure, self.dtype, self.remat, kernel, placed, self.unroll)
 
@@ -58,6 +65,7 @@ def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Prog
         t.accumulate,
         t.loss_chunks,
         t.unroll or (experiment.model.layers if mesh.devices.flat[0].platform == "gpu" else 1),
+        t.deterministic,
     )
 
 
@@ -210,6 +218,7 @@ def train_step(program: Program) -> Any:
         in_shardings=(state, batch_sharding(program.mesh), replicated, replicated, replicated),
         out_shardings=(state, replicated),
         donate_argnums=0,
+        compiler_options={"xla_gpu_deterministic_ops": True} if program.deterministic and program.on_gpu else None,
     )
 
 

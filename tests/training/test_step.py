@@ -12,7 +12,7 @@ from precisionlm.training.loop import audit_run
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import prepare_run
 from precisionlm.training.sharding import RULES, make_mesh, partition_spec
-from precisionlm.training.step import everywhere, initial_state, train_step
+from precisionlm.training.step import Program, everywhere, initial_state, train_step
 
 from ..conftest import tiny_tree
 
@@ -48,6 +48,17 @@ def test_golden_losses(tokens_folder, recipe):
         f"the first steps of the tiny {recipe} run moved: now {found[0]:.4f} and {found[2]:.4f}; if that is meant, "
         "update GOLDEN in this file"
     )
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_on_gpus_a_deterministic_step_asks_for_it(tokens_folder, monkeypatch, deterministic):
+    run, asked = prepare_run(at(tokens_folder, "bf16", deterministic=deterministic, dtype="bfloat16"), ONE), []
+    assert run.program.transformer().kernel == "xla"
+    monkeypatch.setattr(Program, "on_gpu", True)
+    monkeypatch.setattr(jax, "jit", lambda *_, **options: asked.append(options["compiler_options"]))
+    train_step.__wrapped__(run.program)
+    assert asked == [{"xla_gpu_deterministic_ops": True} if deterministic else None]
+    assert run.program.transformer().kernel == ("xla" if deterministic else "cudnn")
 
 
 def test_arms_are_paired(tokens_folder):
