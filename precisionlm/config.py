@@ -187,8 +187,14 @@ class Experiment(Section):
         return self.training.steps * self.batch_tokens
 
 
-# Neither the label nor where and how safely a run runs changes its result.
-_NOT_IN_IDENTITY = {"name", "mesh", "checkpoint", "tracking"}
+# Neither the label nor where, by which program and how safely a run runs changes its result by more than rounding.
+_NOT_IN_IDENTITY: Any = {
+    "name": True,
+    "mesh": True,
+    "checkpoint": True,
+    "tracking": True,
+    "training": {"unroll": True, "deterministic": True},
+}
 
 
 def run_id(experiment: Experiment, dataset_hash: str) -> str:
