@@ -40,7 +40,7 @@ class Program:
     @property
     def on_gpu(self) -> bool:
         """Whether the mesh is of GPUs."""
-        return self.mesh.devices.flat[0].platform == "gpu"
+        return _of_gpus(self.mesh)
 
     def transformer(self) -> Transformer:
         """The model of this program; flash attention on NVIDIA GPUs where the precision of activations allows it, but
@@ -49,6 +49,10 @@ class Program:
         kernel = "cudnn" if flash else "xla"
         placed = ActivationSharding(self.mesh)
         return Transformer(self.model, self.structure, self.dtype, self.remat, kernel, placed, self.unroll)
+
+
+def _of_gpus(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "gpu"
 
 
 def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Program:
@@ -64,7 +68,7 @@ def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Prog
         mesh,
         t.accumulate,
         t.loss_chunks,
-        t.unroll or (experiment.model.layers if mesh.devices.flat[0].platform == "gpu" else 1),
+        t.unroll or (experiment.model.layers if _of_gpus(mesh) else 1),
         t.deterministic,
     )
 

@@ -180,4 +180,5 @@ def test_gradients_are_summed_in_float32_over_a_token_that_comes_often():
         jax.tree_util.tree_leaves_with_path(gradients("float32")), jax.tree.leaves(gradients("bfloat16")), strict=True
     ):
         error = jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
-        assert error < 0.05, f"{jax.tree_util.keystr(path)}: {error}"  # 0.01 here, 0.03 with the products of jax 0.11
+        # jax 0.11 sums products on CPUs more coarsely (0.03); none of the others is a product.
+        assert error < (0.05 if path[-1].key in ("w", "head") else 0.02), f"{jax.tree_util.keystr(path)}: {error}"

@@ -59,13 +59,21 @@ def test_a_write_that_failed_is_heard_of_at_once(tmp_path, monkeypatch):
                 time.sleep(0.01)
 
 
-def test_memory_is_got_from_a_state_that_stays(tmp_path):
-    state = {"w": jnp.ones((4, 4))}
+def test_a_state_may_be_donated_once_its_memory_is_got(tmp_path, monkeypatch):
+    asked, real = [], jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda *given: asked.append(given) or real(*given))
+    first = {"w": jnp.ones((4, 4))}
     with Checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as checkpoints:
-        checkpoints.prepare(state)
+        checkpoints.prepare(first)
         checkpoints.wait()
-        assert checkpoints.restore(state) is None
-        np.testing.assert_array_equal(state["w"], 1)
+        assert len(asked) == 1 and checkpoints.restore(first) is None
+        state = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(first)
+        assert first["w"].is_deleted()
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        found = checkpoints.restore(state)
+        assert found is not None and found[0] == 1
+        np.testing.assert_array_equal(found[1]["w"], 2)
 
 
 def test_memory_that_is_not_there_is_one_line_before_training(tmp_path, monkeypatch):

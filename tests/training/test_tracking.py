@@ -14,7 +14,9 @@ def with_(experiment, **tracking):
 
 
 def test_tensorboard_profile_and_hlo_change_no_run(experiment, tmp_path):
-    events = pytest.importorskip("tensorboardX", reason="tensorboardX is of the extra `track`")
+    events = pytest.importorskip(
+        "tensorboardX", reason="tensorboardX is not installed: pip install 'precisionlm[track]'"
+    )
     asked = with_(experiment, tensorboard=True, profile_from=3, profile_steps=2, log_hlo=True)
     plain, tracked = train(experiment, tmp_path / "a"), train(asked, tmp_path / "b")
     assert plain.run_id == tracked.run_id
@@ -56,7 +58,7 @@ def test_a_package_that_is_not_there_is_one_line(tmp_path, monkeypatch):
 
 
 def test_weights_and_biases_offline(experiment, tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="wandb is of the extra `track`")
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'precisionlm[track]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
     outcome = train(with_(experiment, wandb_project="precision"), tmp_path)
     assert outcome.status == "done" and list((outcome.path / "wandb").glob("offline-run-*/*.wandb"))
