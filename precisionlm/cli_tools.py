@@ -55,6 +55,7 @@ def add_tools(verbs: Any) -> None:
     precision.add_argument(
         "--recipes", help="separated by spaces, native:RECIPE for native products; twelve of all kinds if absent"
     )
+    precision.add_argument("--rounds", type=int, default=5, help="turns of eight steps for every recipe")
     precision.add_argument("--json", action="store_true", help="print the rows as JSON")
 
     scaling = add_verb(
@@ -129,7 +130,7 @@ def _explain(args: argparse.Namespace) -> int:
 def _bench_precision(args: argparse.Namespace) -> int:
     from precisionlm.bench.precision import print_bench
 
-    print_bench(args.size, args.recipes, args.json, partial(print, file=sys.stderr, flush=True))
+    print_bench(args.size, args.recipes, args.rounds, args.json, partial(print, file=sys.stderr, flush=True))
     return DONE
 
 

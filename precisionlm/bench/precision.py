@@ -24,18 +24,20 @@ RECIPES = (
 )
 
 
-def bench_precision(sizes: Sequence[str], recipes: Sequence[str], say: Callable[[str], None]) -> list[dict[str, Any]]:
+def bench_precision(
+    sizes: Sequence[str], recipes: Sequence[str], say: Callable[[str], None], rounds: int = 5
+) -> list[dict[str, Any]]:
     """Rows {size, recipe, pass, ms, ratio, low, high, memory, tokens_per_second, error}: the step's median time and
     temporary memory as ratios to bf16 of the same size and pass; low and high are the ratios of single rounds.
 
-    Raises UserError for an unknown size.
+    Raises UserError for an unknown size or fewer than one round.
     """
     rows = []
     for size in sizes:
         variants = [(recipe, experiment_of(size, recipe)) for recipe in ("bf16", *recipes)]
         for name, backward in (("forward", False), ("forward+backward", True)):
             say(f"{size} {name}")
-            measured = measure_steps(variants, backward=backward, say=say)
+            measured = measure_steps(variants, rounds, backward=backward, say=say)
             rows += [_row(size, name, measured[0], one, variants[0][1].batch_tokens) for one in measured]
     return rows
 
@@ -78,7 +80,7 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def print_bench(sizes: str, recipes: str | None, as_json: bool, say: Callable[[str], None]) -> None:
+def print_bench(sizes: str, recipes: str | None, rounds: int, as_json: bool, say: Callable[[str], None]) -> None:
     """The verb: comma-separated sizes; recipes separated by spaces, the default list if absent."""
-    rows = bench_precision(sizes.split(","), recipes.split() if recipes else RECIPES, say)
+    rows = bench_precision(sizes.split(","), recipes.split() if recipes else RECIPES, say, rounds)
     print(json.dumps(rows) if as_json else as_table(rows))

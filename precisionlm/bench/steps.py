@@ -21,7 +21,7 @@ from precisionlm.training.step import abstract_state, eval_step, initial_state, 
 
 # name: layers, width, heads, MLP width, vocabulary, sequences, tokens per sequence
 SIZES = {
-    "tiny": (2, 64, 2, 192, 512, 4, 128),
+    "tiny": (2, 64, 2, 192, 512, 8, 128),
     "3M": (6, 192, 3, 512, 8192, 64, 512),
     "85M": (12, 768, 12, 2048, 50304, 32, 1024),
     "1.2B": (24, 2048, 16, 5440, 50304, 8, 1024),
@@ -94,16 +94,28 @@ def measure_steps(
 ) -> list[Measured]:
     """Time the training step (or, without backward, the evaluation step) of every experiment of one model size.
 
-    All share one state, random tokens, and take turns of `steps` steps in each of `rounds` rounds, so that a drift of
-    the machine meets all of them alike; in another order every round, since what ran just before leaves its clock and
-    temperature behind. A variant that cannot compile or run is returned with its error.
+    All share one state and take turns of `steps` steps in each of `rounds` rounds, so that a drift of the machine meets
+    all of them alike; in another order every round, since what ran just before leaves its clock and temperature behind.
+    Every step of a turn has random tokens of its own: a batch that is repeated is learned by heart, and its gradients
+    are no longer those of training. A variant that cannot compile is returned with its error. Raises UserError for
+    fewer than one round, and where the devices cannot share a batch.
     """
+    if rounds < 1:
+        raise UserError(f"--rounds {rounds}: at least 1")
     mesh = make_mesh(experiments[0][1].mesh)
     e0 = experiments[0][1]
     shape = (e0.training.batch_size, e0.data.sequence_length + 1)
-    tokens = jax.device_put(
-        jax.random.randint(jax.random.key(1), shape, 0, e0.model.vocab_size or 2), batch_sharding(mesh)
-    )
+    if shape[0] % mesh.size:
+        raise UserError(
+            f"bench: {shape[0]} sequences a step do not divide over {mesh.size} devices; try another --size"
+        )
+
+    def batches(turn: int) -> list[jax.Array]:
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(1), turn), steps)
+        drawn = [jax.random.randint(key, shape, 0, e0.model.vocab_size or 2) for key in keys]
+        return jax.block_until_ready(jax.device_put(drawn, batch_sharding(mesh)))
+
+    first = batches(0)[0]
     mask = jax.device_put(jnp.ones((shape[0], shape[1] - 1), bool), batch_sharding(mesh))
     structure0, grids0 = bind_of(e0)
     state = initial_state(program_of(e0, structure0, mesh), 0, grids0)
@@ -115,13 +127,13 @@ def measure_steps(
         program, row = program_of(e, structure, mesh), Measured(label)
         found.append(row)
         began = time.perf_counter()
-        arguments: tuple[Any, ...] = (tokens, grids, jax.device_put(hyperparameters(e)), 0)
+        arguments: tuple[Any, ...] = (grids, jax.device_put(hyperparameters(e)), 0)
         try:
             if backward:
-                compiled = train_step(program).lower(state, *arguments).compile()
+                compiled = train_step(program).lower(state, first, *arguments).compile()
             else:
-                arguments = (tokens, mask, grids)
-                compiled = eval_step(program).lower(state["params"], *arguments).compile()
+                arguments = (mask, grids)
+                compiled = eval_step(program).lower(state["params"], first, *arguments).compile()
         except Exception as error:
             row.error = f"{type(error).__name__}: {str(error)[:200]}"
             callables.append(None)
@@ -133,18 +145,19 @@ def measure_steps(
         say(f"{label}: compiled in {row.compile_seconds:.1f} s")
     turns, order = list(zip(found, callables, strict=True)), random.Random(0)
     for turn in range(rounds + 1):
+        tokens_of_steps = batches(turn)
         for row, call in order.sample(turns, len(turns)):
             if call is None:
                 continue
             compiled, arguments = call
             began = time.perf_counter()
-            for _ in range(steps if turn else 2):
+            for tokens in tokens_of_steps if turn else tokens_of_steps[:2]:
                 if backward:
-                    state, metrics = compiled(state, *arguments)
+                    state, metrics = compiled(state, tokens, *arguments)
                 else:
-                    metrics = {"loss": compiled(state["params"], *arguments)[0].mean()}
+                    metrics = compiled(state["params"], tokens, *arguments)
             jax.block_until_ready(metrics)
             if turn:  # the first turn warms up
                 row.seconds.append((time.perf_counter() - began) / steps)
-            row.loss = float(metrics["loss"])
+            row.loss = float(metrics["loss"] if backward else metrics[0].sum() / metrics[1].sum())
     return found
