@@ -158,8 +158,8 @@ def _bench_training(args: argparse.Namespace) -> int:
 
 
 def _bench_fit(args: argparse.Namespace) -> int:
-    from precisionlm.analysis import table
-    from precisionlm.analysis.bench import bench_fit
+    from precisionlm.analysis.table import read as table
+    from precisionlm.bench.fit import bench_fit
 
     print(json.dumps(bench_fit(table.read(args.runs) if args.runs else None, args.where), indent=1))
     return DONE

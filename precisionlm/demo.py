@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from precisionlm.analysis.analyze import Analysis, analyze
-from precisionlm.analysis.report import write_report
+from precisionlm.analysis.fitting.analyze import Analysis, analyze
+from precisionlm.analysis.report.report import write_report
 from precisionlm.config import Experiment, build
 from precisionlm.data.prepare import prepare
 from precisionlm.data.request import Request

@@ -4,8 +4,6 @@ import argparse
 import sys
 from typing import Any
 
-from precisionlm.analysis import table as tables
-from precisionlm.analysis.analyze import Analysis
 from precisionlm.analysis.cli_arguments import (
     add_dry_run,
     add_fit_arguments,
@@ -19,8 +17,10 @@ from precisionlm.analysis.cli_arguments import (
 )
 from precisionlm.analysis.cli_figures import add_figures, add_report
 from precisionlm.analysis.cli_plan import add_plan_arguments, describe, plan
-from precisionlm.analysis.compare import as_table, compare, own_columns
-from precisionlm.analysis.objective import parse_objective
+from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.compare import as_table, compare, own_columns
+from precisionlm.analysis.fitting.objective import parse_objective
+from precisionlm.analysis.table import read as tables
 from precisionlm.errors import UserError
 from precisionlm.verbs import add_verb
 

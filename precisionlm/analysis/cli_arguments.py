@@ -4,9 +4,9 @@ import argparse
 import json
 from typing import Any
 
-from precisionlm.analysis import table as tables
-from precisionlm.analysis.analyze import Analysis, analyze, select
-from precisionlm.analysis.objective import parse_objective
+from precisionlm.analysis.fitting.analyze import Analysis, analyze, select
+from precisionlm.analysis.fitting.objective import parse_objective
+from precisionlm.analysis.table import read as tables
 from precisionlm.errors import UserError
 
 

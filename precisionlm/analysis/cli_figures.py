@@ -7,19 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from precisionlm.analysis import (
-    figures,
-    figures_chen,
-    figures_forms,
-    figures_kumar,
-    figures_stepwise,
-    figures_sun,
-    figures_table,
-    laws,
-)
-from precisionlm.analysis import report as reports
-from precisionlm.analysis import table as tables
-from precisionlm.analysis.analyze import Analysis
+from precisionlm.analysis import laws
 from precisionlm.analysis.cli_arguments import (
     add_fit_arguments,
     add_table_arguments,
@@ -29,10 +17,15 @@ from precisionlm.analysis.cli_arguments import (
     preview,
     show_plan,
 )
-from precisionlm.analysis.compare import as_table, compare, own_columns
-from precisionlm.analysis.decisions import decisions
+from precisionlm.analysis.decisions.summary import decisions
+from precisionlm.analysis.figures import chen, draw, forms, kumar, stepwise, sun
+from precisionlm.analysis.figures import rows as figure_rows
+from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.compare import as_table, compare, own_columns
+from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.analysis.laws.base import Law
-from precisionlm.analysis.objective import parse_objective
+from precisionlm.analysis.report.report import write_report
+from precisionlm.analysis.table import read as tables
 from precisionlm.errors import UserError
 from precisionlm.verbs import add_verb
 
@@ -90,11 +83,11 @@ def run_figures(arguments: argparse.Namespace) -> int:
         if arguments.dry_run:
             return show_plan(arguments, [preview(arguments, frame, arguments.law)])
         analysis = fit_from(arguments, frame, arguments.law)
-        drawn = figures.of_fit(analysis) | paper_figures(analysis.law, analysis.result.params)
-        drawn |= figures_table.draw(frame) | observed_map(analysis)
+        drawn = draw.of_fit(analysis) | paper_figures(analysis.law, analysis.result.params)
+        drawn |= figure_rows.draw(frame) | observed_map(analysis)
         if arguments.law == "sun":
-            drawn |= figures_forms.draw(frame) | figures_stepwise.draw(frame)
-    paths = figures.write_all(drawn, Path(arguments.out))
+            drawn |= forms.draw(frame) | stepwise.draw(frame)
+    paths = draw.write_all(drawn, Path(arguments.out))
     if arguments.json:
         dump({"law": arguments.law, "figures": [str(p) for p in paths]})
     else:
@@ -105,8 +98,8 @@ def run_figures(arguments: argparse.Namespace) -> int:
 def paper_figures(law: Law, params: dict[str, float]) -> dict[str, Figure]:
     """The figures of the law's own paper, for these constants."""
     if law.name.startswith("kumar"):
-        return figures_kumar.draw(law, params)
-    painters = {"sun": figures_sun.draw, "chen": figures_chen.draw, "chen_gap": figures_chen.draw}
+        return kumar.draw(law, params)
+    painters = {"sun": sun.draw, "chen": chen.draw, "chen_gap": chen.draw}
     return painters[law.name](law, params) if law.name in painters else {}
 
 
@@ -115,12 +108,12 @@ def observed_map(analysis: Analysis) -> dict[str, Figure]:
     columns = analysis.result.table.columns
     if not {"P_w", "P_post"} <= set(columns) or analysis.law.is_gap:
         return {}
-    gap = figures.observed_gaps(analysis)
+    gap = draw.observed_gaps(analysis)
     known = np.isfinite(gap)
     if min((len(np.unique(columns[k][known])) for k in ("P_w", "P_post")), default=0) < 2:
         return {}
     rows = (columns["P_w"], columns["P_post"], gap, columns["N"], columns["D"])
-    return {"fig07_21_added_loss_map": figures_kumar.added_loss_map(analysis.law, analysis.result.params, rows)}
+    return {"fig07_21_added_loss_map": kumar.added_loss_map(analysis.law, analysis.result.params, rows)}
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -141,7 +134,7 @@ def run_report(arguments: argparse.Namespace) -> int:
         objective = parse_objective(arguments.objective)
         comparison = as_table(compare(frame, names, renamed, arguments.where, objective, min(arguments.starts, 200)))
     advice = [line for fit in fits for line in decisions(fit)]
-    summary = reports.write_report(frame, fits, Path(arguments.out), arguments.title, comparison, advice)
+    summary = write_report(frame, fits, Path(arguments.out), arguments.title, comparison, advice)
     if arguments.json:
         dump(
             {

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from precisionlm.analysis import laws
-from precisionlm.analysis.analyze import Analysis
-from precisionlm.analysis.cost import Cost, parse_cost
-from precisionlm.analysis.design import next_runs
-from precisionlm.analysis.laws.base import INF, Law
-from precisionlm.analysis.optimum import (
+from precisionlm.analysis.decisions.cost import Cost, parse_cost
+from precisionlm.analysis.decisions.design import next_runs
+from precisionlm.analysis.decisions.optimum import (
     compute_optimal,
     critical_data,
     has_precision,
@@ -20,6 +18,8 @@ from precisionlm.analysis.optimum import (
     optimum_interval,
     precision_columns,
 )
+from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.laws.base import INF, Law
 from precisionlm.errors import UserError
 
 HIGH = 1e3  # bits that stand for unquantized training operands where only post-training width matters

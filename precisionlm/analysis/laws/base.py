@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from precisionlm.analysis.derive import gaps
+from precisionlm.analysis.table.derive import gaps
 
 Formula = Callable[[Mapping[str, Any], Mapping[str, Any], Any], Any]
 

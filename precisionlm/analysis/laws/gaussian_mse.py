@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from precisionlm.analysis.derive import weight_error
 from precisionlm.analysis.laws.base import D, Law, N, Parameter, Symbol
 from precisionlm.analysis.laws.chinchilla import base_loss, base_parameters
+from precisionlm.analysis.table.derive import weight_error
 
 LOG4 = float(np.log(4.0))
 ERROR = Symbol("gmse", "w_gmse", "positive", "relative mean squared error of the weight format on a Gaussian",

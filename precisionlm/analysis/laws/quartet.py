@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from precisionlm.analysis.derive import backward_quantized, forward_quantized
 from precisionlm.analysis.laws.base import D, Law, N, Parameter, Stage, Symbol, exponent, published
+from precisionlm.analysis.table.derive import backward_quantized, forward_quantized
 
 FORWARD = Symbol("forward", "fwd_quantized", "field", "1 where the forward products are quantized, else 0",
                  derive=forward_quantized)  # fmt: skip

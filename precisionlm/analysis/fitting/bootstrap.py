@@ -1,0 +1,81 @@
+"""Intervals: refit on resampled runs. Percentile intervals of constants and bands of predictions."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from precisionlm.analysis.fitting.fit import FitResult
+from precisionlm.analysis.fitting.solve import solve
+from precisionlm.analysis.laws.base import Law
+from precisionlm.errors import UserError
+
+LEVELS = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Refits on resampled runs.
+
+    samples: (R, p) natural values in the law's order, finished refits only. resamples: how many were asked for.
+    over: what was resampled, row, run or cell. groups: how many of those there are.
+    """
+
+    law: Law
+    samples: np.ndarray
+    resamples: int
+    over: str
+    groups: int
+    seconds: float
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Name -> percentile 95 % interval."""
+        low, high = np.percentile(self.samples, LEVELS, axis=0)
+        return {n: (float(a), float(b)) for n, a, b in zip(self.law.names, low, high, strict=True)}
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Name -> standard deviation over refits."""
+        deviation = self.samples.std(axis=0, ddof=1)
+        return {n: float(s) for n, s in zip(self.law.names, deviation, strict=True)}
+
+    def predictions(self, columns: Mapping[str, ArrayLike]) -> np.ndarray:
+        """(R, rows) predictions of every refit."""
+        return self.law.evaluate(list(self.samples.T[:, :, None]), self.law.complete(columns))
+
+    def band(self, columns: Mapping[str, ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
+        """Percentile 95 % band of the law (not of a new run, which adds its own noise): two (rows,) arrays."""
+        predicted = self.predictions(columns)
+        predicted = np.where(np.isfinite(predicted), predicted, np.inf)
+        low, high = np.percentile(predicted, LEVELS, axis=0, method="nearest")
+        return low, high
+
+
+def bootstrap(result: FitResult, resamples: int = 1000, over: str = "run", seed: int = 0) -> Bootstrap:
+    """Refit from the optimum on `resamples` draws with replacement of rows, runs or (N, D) cells.
+
+    Rows of one run (its post-training evaluations) are drawn together under `run`; `cell` also keeps runs of one
+    (N, D) together. Raises UserError for an unknown unit or fewer than two groups of it.
+    """
+    began = time.perf_counter()
+    table = result.table
+    groups = {"row": np.arange(len(table)), "run": table.cluster, "cell": table.cell}
+    if over not in groups:
+        raise UserError(f"bootstrap over '{over}'; valid: row, run, cell")
+    if resamples < 2:
+        raise UserError(f"--bootstrap {resamples}: at least 2 resamples are needed")
+    group = groups[over]
+    count = int(group.max()) + 1
+    if count < 2:
+        raise UserError(f"bootstrap over {over}s needs at least two; the table has {count}")
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    weights = draws[:, group] * result.weights
+    solution = solve(result.problem, np.repeat(result.point[None], resamples, axis=0), weights)
+    usable = np.isfinite(solution.objective)
+    parameters = result.law.parameters
+    points = solution.point[usable].T
+    samples = np.stack([np.exp(z) if p.log else z for p, z in zip(parameters, points, strict=True)], axis=1)
+    return Bootstrap(result.law, samples, resamples, over, count, time.perf_counter() - began)

@@ -1,0 +1,73 @@
+"""How fast the fitter is, on synthetic tables of the sizes that people fit, in a process that has compiled nothing."""
+
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from precisionlm.analysis import laws
+from precisionlm.analysis.fitting.bootstrap import bootstrap
+from precisionlm.analysis.fitting.fit import fit
+from precisionlm.analysis.fitting.objective import Objective
+from precisionlm.analysis.fitting.solve import compile_count
+from precisionlm.analysis.laws.base import Law
+from precisionlm.analysis.table.read import prepare
+
+C_X = {"C_w": 0.5, "C_a": 0.5, "C_kv": 0.5}  # not published; any positive value serves for a timing
+
+
+def chinchilla_runs(rows: int = 240, noise: float = 0.01, seed: int = 0) -> pd.DataFrame:
+    """Random (N, D) over the range of Hoffmann et al. with losses of their published law and log-normal noise."""
+    rng = np.random.default_rng(seed)
+    law = laws.get("chinchilla")
+    n, d = np.exp(rng.uniform(np.log(6e7), np.log(1.6e10), rows)), np.exp(rng.uniform(np.log(6e8), np.log(3e11), rows))
+    loss = law.predict(law.published[0].as_dict(), {"N": n, "D": d}) * np.exp(noise * rng.normal(size=rows))
+    return pd.DataFrame({"N_params": n, "D_tokens": d, "val_loss": loss})
+
+
+def unified_runs(rows: int = 1000, noise: float = 0.002, seed: int = 0) -> pd.DataFrame:
+    """Random points of Kumar et al.'s grid (sizes, budgets, widths, post-training widths) under their unified law."""
+    rng = np.random.default_rng(seed)
+    law = laws.get("kumar_unified")
+    pick: Any = rng.choice
+    columns = {
+        "N": pick([30e6, 60e6, 110e6, 220e6], rows), "D": pick([1.5e9, 3e9, 6e9, 13e9, 26e9], rows),
+        "P_w": pick([3.0, 4, 5, 6, 8, 12, 16], rows), "P_a": pick([4.0, 5, 6, 8, 12, 16], rows),
+        "P_kv": pick([4.0, 5, 6, 8, 12, 16], rows), "P_post": pick([2.0, 3, 4, 5, 6, np.inf], rows),
+    }  # fmt: skip
+    params = laws.get("kumar").published[0].as_dict() | C_X
+    loss = law.predict(params, columns) * np.exp(noise * rng.normal(size=rows))
+    names = {s.name: s.column for s in law.symbols}
+    return pd.DataFrame({names[k]: v for k, v in columns.items()}).assign(val_loss=loss)
+
+
+def bench_fit(chinchilla: pd.DataFrame | None = None, where: str | None = None) -> dict[str, Any]:
+    """Seconds of wall time, compilation included: Chinchilla with 4500 starts, 4000 bootstrap refits, a second fit of
+    the same shape, and Kumar's unified law on 1000 rows with 500 starts.
+
+    chinchilla: a table to use in place of the synthetic one (columns N_params, D_tokens, val_loss), or its rows where
+    an expression is true.
+    """
+    table = prepare(laws.get("chinchilla"), chinchilla_runs() if chinchilla is None else chinchilla, where=where)
+    first, seconds = _timed(lambda: fit(table, starts=4500))
+    compiled = compile_count()
+    boot, boot_seconds = _timed(lambda: bootstrap(first, 4000, over="row"))
+    _, again = _timed(lambda: fit(table, Objective("huber", 2e-3), starts=4500))
+    recompiled = compile_count() - compiled
+    law: Law = laws.get("kumar_unified")
+    unified_table = prepare(law, unified_runs())
+    unified, unified_seconds = _timed(lambda: fit(unified_table, starts=500))
+    return {
+        "chinchilla_rows": len(table), "chinchilla_4500_starts_s": seconds, "chinchilla_share_at_optimum": first.share,
+        "chinchilla_objective": first.objective_value, "bootstrap_4000_refits_s": boot_seconds,
+        "bootstrap_finished": len(boot.samples), "second_fit_s": again, "recompilations_of_second_fit": recompiled,
+        "unified_rows": len(unified_table), "unified_500_starts_s": unified_seconds,
+        "unified_share_at_optimum": unified.share, "unified_status": unified.status.value,
+    }  # fmt: skip
+
+
+def _timed(work: Any) -> tuple[Any, float]:
+    began = time.perf_counter()
+    result = work()
+    return result, round(time.perf_counter() - began, 3)
