@@ -2,6 +2,6 @@
 
 import sys
 
-from precisionlm.cli import main
+from precisionlm.cli.main import main
 
 sys.exit(main())

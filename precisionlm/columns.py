@@ -1,6 +1,6 @@
 """The runs table: one row a (run, evaluation). Every column and its unit, documented once, here.
 
-`sweep.table` writes these columns; `analysis` reads them. Neither imports the other.
+`sweep.collect` writes these columns; `analysis` reads them. Neither imports the other.
 """
 
 from dataclasses import dataclass

@@ -15,6 +15,8 @@ import pytest
 
 from precisionlm.config import Experiment, build
 
+from .runs_tables import kumar_runs, public, tiny_runs  # noqa: F401
+
 
 @pytest.fixture(scope="session")
 def tokens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -58,3 +60,14 @@ def tiny_tree(tokens_folder: Path) -> dict:
         "precision": {"recipe": "W4A8"},
         "training": {"steps": 12, "batch_size": 8, "dtype": "float32", "remat": "none", "eval_tokens": 2000},
     }
+
+
+class StopAt:
+    """Asks for an interruption once the loop has polled `count` times."""
+
+    def __init__(self, count):
+        self.left = count + 2  # the polls before the first step
+
+    def __call__(self):
+        self.left -= 1
+        return self.left < 0

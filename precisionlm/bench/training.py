@@ -21,7 +21,7 @@ from precisionlm.config import Experiment, to_yaml
 from precisionlm.data.prepare import prepare
 from precisionlm.data.request import Request
 from precisionlm.errors import UserError
-from precisionlm.training.run_directory import read_metrics
+from precisionlm.storage.run_directory import read_metrics
 
 _TOKENS = 2_000_000
 _DOCUMENT = 1000  # tokens

@@ -9,10 +9,10 @@ from precisionlm.config import load
 from precisionlm.errors import UserError
 from precisionlm.precision.recipe import Quantization, parse_recipe
 from precisionlm.ptq.rtn import round_to_nearest
-from precisionlm.training.checkpoint import folder_of, restore_params
+from precisionlm.storage.checkpoint import folder_of, restore_params
+from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import evaluate
 from precisionlm.training.run import evaluation_row, prepare_run
-from precisionlm.training.run_directory import RunDirectory
 from precisionlm.training.step import abstract_state
 
 METHODS: dict[str, Callable[[Any, Quantization], Any]] = {"rtn": round_to_nearest}

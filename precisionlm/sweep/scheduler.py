@@ -8,10 +8,10 @@ from pathlib import Path
 from precisionlm.config import Experiment
 from precisionlm.errors import DivergedError, PreemptedError
 from precisionlm.progress import Reporter
+from precisionlm.storage.run_directory import RunDirectory
+from precisionlm.training.execute import train
 from precisionlm.training.flops import training_flops_per_token
-from precisionlm.training.loop import train
 from precisionlm.training.run import Run, check_weights_from, non_embedding_of, prepare_run
-from precisionlm.training.run_directory import RunDirectory
 from precisionlm.training.step import Program, train_step
 
 

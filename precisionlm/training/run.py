@@ -9,17 +9,17 @@ from typing import Any
 import jax
 
 from precisionlm import __version__
+from precisionlm.cluster.hardware import model_flops_utilization
 from precisionlm.config import Experiment, run_id
 from precisionlm.data import source
 from precisionlm.errors import UserError
 from precisionlm.model.transformer import axis_sizes, parameter_counts
 from precisionlm.precision.binding import Grids, bind, format_columns, leaks_future
 from precisionlm.precision.recipe import Recipe, parse_recipe
+from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import Evaluation
 from precisionlm.training.flops import training_flops_per_token
-from precisionlm.training.hardware import model_flops_utilization
 from precisionlm.training.optimizer import hyperparameters
-from precisionlm.training.run_directory import RunDirectory
 from precisionlm.training.sharding import make_mesh
 from precisionlm.training.step import Program, abstract_state, program_of
 from precisionlm.training.trunk import Trunk, trunk_of

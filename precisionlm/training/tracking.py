@@ -9,7 +9,7 @@ import jax
 
 from precisionlm.config import TrackingConfig
 from precisionlm.errors import UserError
-from precisionlm.training.run_directory import MetricsLog
+from precisionlm.storage.run_directory import MetricsLog
 
 
 class Tracker(Protocol):

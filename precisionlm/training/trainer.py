@@ -8,14 +8,14 @@ from typing import Any, NoReturn
 
 import jax
 
+from precisionlm.cluster.processes import SharedClock, on_first
 from precisionlm.errors import DivergedError, PreemptedError
 from precisionlm.precision.binding import Structure
-from precisionlm.training.checkpoint import Checkpoints, folder_of
+from precisionlm.storage.checkpoint import Checkpoints, folder_of
+from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import evaluate, place
 from precisionlm.training.optimizer import hyperparameters
-from precisionlm.training.processes import SharedClock, on_first
 from precisionlm.training.run import Run, evaluation_row
-from precisionlm.training.run_directory import RunDirectory
 from precisionlm.training.step import State, everywhere, train_step, without_learned_scales
 from precisionlm.training.tracking import ProfileWindow, TrackedLog
 from precisionlm.training.trunk import Trunk, is_kept, publish

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from precisionlm.config import Experiment, run_id
+from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.optimizer import hyperparameters
-from precisionlm.training.run_directory import RunDirectory
 
 _RECORD = "trunk.json"
 

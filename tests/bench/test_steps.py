@@ -11,7 +11,7 @@ from precisionlm.bench.precision import as_table, bench_precision
 from precisionlm.bench.steps import SIZES, experiment_of, measure_steps
 from precisionlm.errors import UserError
 from precisionlm.training.sharding import make_mesh
-from tests.test_cli import precisionlm
+from tests.cli.test_cli import precisionlm
 
 
 @pytest.mark.parametrize(("backward", "rounds"), [(True, 8), (False, 2)])

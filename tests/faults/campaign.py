@@ -21,8 +21,8 @@ import yaml
 
 from precisionlm.data.prepare import prepare
 from precisionlm.data.request import Request
-from precisionlm.sweep.table import collect
-from precisionlm.training.run_directory import read_metrics
+from precisionlm.storage.run_directory import read_metrics
+from precisionlm.sweep.collect import collect
 
 MOMENTS = ("start", "compilation", "training", "save", "evaluation", "between runs", "any write")
 DISK_FULL = "disk full"
@@ -88,7 +88,7 @@ class Campaign:
         environment = dict(self._environment)
         if cached:
             environment["JAX_COMPILATION_CACHE_DIR"] = str(self.folder / "cache")
-        program = "import resource, sys; from precisionlm.cli import main; "
+        program = "import resource, sys; from precisionlm.cli.main import main; "
         if largest_file is not None:
             program += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file})); "
         words = ["-c", program + "sys.exit(main())", verb, str(self.configs[verb]), "--out", str(out)]

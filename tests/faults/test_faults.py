@@ -14,10 +14,10 @@ import yaml
 from precisionlm.config import build
 from precisionlm.errors import PreemptedError, UserError
 from precisionlm.ptq.evaluate import quantize_run, weight_quantization
+from precisionlm.storage.run_directory import RunDirectory, read_metrics
 from precisionlm.sweep.scheduler import plan, run_sweep
-from precisionlm.training import loop
-from precisionlm.training.loop import train
-from precisionlm.training.run_directory import RunDirectory, read_metrics
+from precisionlm.training import execute
+from precisionlm.training.execute import train
 
 from ..conftest import tiny_tree
 from .campaign import DISK_FULL, Campaign, Fault, end, table_of
@@ -153,7 +153,7 @@ def test_an_owner_who_finished_meanwhile_is_not_repeated(tree, tmp_path, monkeyp
         return None if len(asked) == 1 else real(self, name)
 
     monkeypatch.setattr(RunDirectory, "read_json", late)
-    monkeypatch.setattr(loop, "_train", None)
+    monkeypatch.setattr(execute, "_train", None)
     assert train(build(tree, "test"), tmp_path, devices=ONE).status == "skipped"
 
 

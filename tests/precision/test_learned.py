@@ -17,7 +17,7 @@ from precisionlm.precision.learned import (
 )
 from precisionlm.precision.recipe import parse_recipe
 from precisionlm.precision.scaling import Scaling, shape_of_scales
-from precisionlm.training.loop import train
+from precisionlm.training.execute import train
 from precisionlm.training.run import prepare_run
 from precisionlm.training.step import initial_state
 
@@ -93,7 +93,7 @@ def test_weights_start_equal_and_scales_train(experiment, tmp_path):
     outcome = train(learned, tmp_path)
     losses = outcome.result["row"]["train_loss"], train(plain, tmp_path).result["row"]["train_loss"]
     assert all(np.isfinite(losses)) and abs(losses[0] - losses[1]) < 0.5
-    from precisionlm.training.checkpoint import restore_params
+    from precisionlm.storage.checkpoint import restore_params
     from precisionlm.training.step import abstract_state
 
     run = prepare_run(learned)

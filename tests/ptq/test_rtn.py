@@ -9,7 +9,7 @@ from precisionlm.precision.recipe import parse_recipe
 from precisionlm.ptq.evaluate import finished_runs, quantize_run, weight_quantization
 from precisionlm.ptq.rtn import round_to_nearest
 from precisionlm.training.evaluate import evaluate
-from precisionlm.training.loop import train
+from precisionlm.training.execute import train
 from precisionlm.training.run import prepare_run
 from precisionlm.training.step import initial_state
 

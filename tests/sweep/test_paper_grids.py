@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from precisionlm.cli import main
+from precisionlm.cli.main import main
 from precisionlm.config import Experiment, load
 from precisionlm.model.presets import non_embedding_parameters, preset
 from precisionlm.precision.binding import leaks_future

@@ -10,24 +10,13 @@ import pytest
 
 from precisionlm.config import build
 from precisionlm.errors import DivergedError, PreemptedError, UserError
+from precisionlm.storage.run_directory import read_metrics
 from precisionlm.training import trainer
-from precisionlm.training.loop import train
-from precisionlm.training.run_directory import read_metrics
+from precisionlm.training.execute import train
 
-from ..conftest import tiny_tree
+from ..conftest import StopAt, tiny_tree
 
 ONE = jax.devices()[:1]
-
-
-class StopAt:
-    """Asks for an interruption once the loop has polled `count` times."""
-
-    def __init__(self, count):
-        self.left = count + 2  # the polls before the first step
-
-    def __call__(self):
-        self.left -= 1
-        return self.left < 0
 
 
 def history(folder):

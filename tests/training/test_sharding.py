@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from precisionlm.compiling.hlo import parse
+from precisionlm.compiling.hlo_costs import products
 from precisionlm.config import Experiment, MeshConfig
-from precisionlm.training.hlo import parse
-from precisionlm.training.hlo_costs import products
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import prepare_run
 from precisionlm.training.step import abstract_state, train_step

@@ -8,7 +8,7 @@ from precisionlm.config import build
 from precisionlm.errors import UserError
 from precisionlm.precision import audit
 from precisionlm.training.evaluate import evaluate, place
-from precisionlm.training.loop import audit_run
+from precisionlm.training.execute import audit_run
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import prepare_run
 from precisionlm.training.sharding import RULES, make_mesh, partition_spec

@@ -4,8 +4,8 @@ import pytest
 
 from precisionlm.config import TrackingConfig
 from precisionlm.errors import UserError
-from precisionlm.training.loop import train
-from precisionlm.training.run_directory import read_metrics
+from precisionlm.storage.run_directory import read_metrics
+from precisionlm.training.execute import train
 from precisionlm.training.tracking import TrackedLog, trackers
 
 

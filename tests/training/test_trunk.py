@@ -7,13 +7,12 @@ import pytest
 
 from precisionlm.config import build
 from precisionlm.errors import PreemptedError
+from precisionlm.storage.run_directory import read_metrics
 from precisionlm.sweep.scheduler import plan, run_sweep
-from precisionlm.training.loop import train
+from precisionlm.training.execute import train
 from precisionlm.training.run import prepare_run
-from precisionlm.training.run_directory import read_metrics
 
-from ..conftest import tiny_tree
-from .test_loop import StopAt
+from ..conftest import StopAt, tiny_tree
 
 ONE = jax.devices()[:1]
 

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from precisionlm.cli import main
+from precisionlm.cli.main import main
 from precisionlm.config import CheckpointConfig, apply_overrides, build, to_yaml
 from precisionlm.errors import UserError
 from precisionlm.ptq.evaluate import quantize_run, weight_quantization
-from precisionlm.training.checkpoint import Checkpoints, absolute, folder_of, restore_params
-from precisionlm.training.loop import begin, train
+from precisionlm.storage.checkpoint import Checkpoints, absolute, folder_of, restore_params
+from precisionlm.storage.run_directory import RunDirectory
+from precisionlm.training.execute import begin, train
 from precisionlm.training.run import prepare_run
-from precisionlm.training.run_directory import RunDirectory
 from precisionlm.training.step import abstract_state, initial_state, without_learned_scales
 
 from ..conftest import tiny_tree

@@ -4,7 +4,12 @@ import argparse
 import sys
 from typing import Any
 
-from precisionlm.analysis.cli_arguments import (
+from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.compare import as_table, compare, own_columns
+from precisionlm.analysis.fitting.objective import parse_objective
+from precisionlm.analysis.table import read as tables
+from precisionlm.cli.figures import add_figures, add_report
+from precisionlm.cli.fit_arguments import (
     add_dry_run,
     add_fit_arguments,
     add_table_arguments,
@@ -15,14 +20,9 @@ from precisionlm.analysis.cli_arguments import (
     preview,
     show_plan,
 )
-from precisionlm.analysis.cli_figures import add_figures, add_report
-from precisionlm.analysis.cli_plan import add_plan_arguments, describe, plan
-from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.fitting.compare import as_table, compare, own_columns
-from precisionlm.analysis.fitting.objective import parse_objective
-from precisionlm.analysis.table import read as tables
+from precisionlm.cli.plan import add_plan_arguments, describe, plan
+from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import UserError
-from precisionlm.verbs import add_verb
 
 
 def add_verbs(subparsers: Any) -> None:

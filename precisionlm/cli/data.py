@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import DONE
-from precisionlm.verbs import add_verb
 
 
 def add_data(verbs: Any) -> None:

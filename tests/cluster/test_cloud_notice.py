@@ -8,10 +8,10 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from precisionlm.cli import main
+from precisionlm.cli.main import main
+from precisionlm.cluster import cloud_notice
+from precisionlm.cluster.cloud_notice import CloudNotice
 from precisionlm.errors import PREEMPTED, UserError
-from precisionlm.training import cloud_notice
-from precisionlm.training.cloud_notice import CloudNotice
 
 from ..conftest import tiny_tree
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from precisionlm.training.hlo import Array, Computation, Instruction, Module, group_size
+from precisionlm.compiling.hlo import Array, Computation, Instruction, Module, group_size
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _CONTROL = ("while", "conditional", "call")  # their bodies count by themselves

@@ -1,4 +1,4 @@
-"""Synthetic runs tables made from a law with known constants, and the public tables where they are at hand."""
+"""Fixtures: runs tables made from a law with known constants, and the public tables where they are at hand."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 
 from precisionlm.analysis.laws import get
 
-PUBLIC = Path(__file__).resolve().parents[3] / "shared" / "runs"
+PUBLIC = Path(__file__).resolve().parents[2] / "shared" / "runs"
 
 
 @pytest.fixture

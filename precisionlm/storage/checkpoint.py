@@ -23,11 +23,11 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from precisionlm.cluster.processes import gather, is_first, on_first
 from precisionlm.config import CheckpointConfig
 from precisionlm.errors import UserError
-from precisionlm.training.host_memory import get_memory, on_hosts
-from precisionlm.training.processes import gather, is_first, on_first
-from precisionlm.training.run_directory import RunDirectory
+from precisionlm.storage.host_memory import get_memory, on_hosts
+from precisionlm.storage.run_directory import RunDirectory
 
 _LOGS = (logging.getLogger("absl"), logging.getLogger("asyncio"))  # where orbax's threads report
 _LAST_SECONDS = 30.0  # that what orbax gave up is waited for

@@ -17,13 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from precisionlm.config import Experiment
-from precisionlm.errors import UserError
-from precisionlm.model.presets import non_embedding_parameters
-from precisionlm.model.transformer import axis_sizes
-from precisionlm.precision.binding import Grids, Structure, bind
-from precisionlm.precision.recipe import parse_recipe
-from precisionlm.training.compile_report import (
+from precisionlm.cluster.hardware import chip_of
+from precisionlm.compiling.hlo import parse
+from precisionlm.compiling.hlo_costs import collectives, memory_traffic, products
+from precisionlm.compiling.report import (
     FAILED,
     FITS,
     NOT_TRIED,
@@ -34,10 +31,13 @@ from precisionlm.training.compile_report import (
     report_of,
     roofline,
 )
+from precisionlm.config import Experiment
+from precisionlm.errors import UserError
+from precisionlm.model.presets import non_embedding_parameters
+from precisionlm.model.transformer import axis_sizes
+from precisionlm.precision.binding import Grids, Structure, bind
+from precisionlm.precision.recipe import parse_recipe
 from precisionlm.training.flops import training_flops_per_token
-from precisionlm.training.hardware import chip_of
-from precisionlm.training.hlo import parse
-from precisionlm.training.hlo_costs import collectives, memory_traffic, products
 
 _BAD_INPUT = "bad input"
 

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from precisionlm.cli.verbs import add_verb, print_runs
 from precisionlm.errors import DIVERGED, DONE, UserError
-from precisionlm.verbs import add_verb, print_runs
 
 
 def add_training(verbs: Any) -> None:
@@ -70,13 +70,13 @@ def add_training(verbs: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from precisionlm.training.preemption import Interruption
+    from precisionlm.cluster.preemption import Interruption
 
     with Interruption() as signalled:  # before the imports that take seconds
+        from precisionlm.cluster.processes import is_first, on_all
         from precisionlm.config import load
         from precisionlm.sweep.scheduler import plan
-        from precisionlm.training.loop import train
-        from precisionlm.training.processes import is_first, on_all
+        from precisionlm.training.execute import train
 
         given = ["--training.weights_from", args.weights_only] if args.weights_only else []
         experiment = load(args.config, args.rest + given)
@@ -97,12 +97,12 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from precisionlm.training.preemption import Interruption
+    from precisionlm.cluster.preemption import Interruption
 
     with Interruption() as signalled:
+        from precisionlm.cluster.processes import is_first, on_all
         from precisionlm.sweep.grid import load_sweep
         from precisionlm.sweep.scheduler import plan, run_sweep
-        from precisionlm.training.processes import is_first, on_all
 
         experiments = load_sweep(args.config, args.rest)
         with _joined(args, signalled, experiments) as interrupted:
@@ -121,11 +121,11 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _ptq(args: argparse.Namespace) -> int:
+    from precisionlm.cluster.preemption import Interruption
     from precisionlm.precision.recipe import parse_recipe
     from precisionlm.progress import reporting
     from precisionlm.ptq.evaluate import METHODS, finished_runs, quantize_run, weight_quantization
-    from precisionlm.training.preemption import Interruption
-    from precisionlm.training.run_directory import RunDirectory
+    from precisionlm.storage.run_directory import RunDirectory
 
     if args.method not in METHODS:
         raise UserError(f"--method {args.method}: valid are {', '.join(METHODS)}")
@@ -170,8 +170,8 @@ def _joined(
 ) -> Iterator[Callable[[], bool]]:
     """Meet the other processes, if the arguments name any; whether a signal or the cloud's notice has come to any of
     them, as all of them see it."""
-    from precisionlm.training import processes
-    from precisionlm.training.cloud_notice import CloudNotice
+    from precisionlm.cluster import processes
+    from precisionlm.cluster.cloud_notice import CloudNotice
 
     processes.start(args.coordinator, args.processes, args.process, args.distributed)
     asked = [signalled]
@@ -183,8 +183,8 @@ def _joined(
 
 def _reporting(title: str) -> AbstractContextManager[Any]:
     """Progress, shown by process 0."""
+    from precisionlm.cluster.processes import is_first
     from precisionlm.progress import reporting
-    from precisionlm.training.processes import is_first
 
     return reporting(title) if is_first() else nullcontext(lambda share, text: None)
 
@@ -206,7 +206,7 @@ def _print_outcome(outcome: Any, as_json: bool) -> None:
 def _print_plan(rows: list[Any], args: argparse.Namespace) -> int:
     import jax
 
-    from precisionlm.training.hardware import chip_hours, chip_named, chip_of
+    from precisionlm.cluster.hardware import chip_hours, chip_named, chip_of
 
     if not 0 < args.mfu <= 1:
         raise UserError(f"--mfu {args.mfu:g}: must be above 0 and at most 1")

@@ -6,6 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from precisionlm.cluster.hardware import V5E
+from precisionlm.compiling import ahead_of_time
+from precisionlm.compiling.ahead_of_time import compile_for, compile_sweep
+from precisionlm.compiling.hlo import Array, group_size, parse
+from precisionlm.compiling.hlo_costs import Collective, Product, collectives, memory_traffic, products
+from precisionlm.compiling.report import Report, as_json, as_text, details, out_of_memory, report_of, roofline
 from precisionlm.config import (
     DataConfig,
     Experiment,
@@ -16,12 +22,6 @@ from precisionlm.config import (
     TrainingConfig,
 )
 from precisionlm.errors import UserError
-from precisionlm.training import ahead_of_time
-from precisionlm.training.ahead_of_time import compile_for, compile_sweep
-from precisionlm.training.compile_report import Report, as_json, as_text, details, out_of_memory, report_of, roofline
-from precisionlm.training.hardware import V5E
-from precisionlm.training.hlo import Array, group_size, parse
-from precisionlm.training.hlo_costs import Collective, Product, collectives, memory_traffic, products
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'precisionlm[tpu-aot]'"

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from precisionlm.analysis.cli import add_verbs
+from precisionlm.cli.fit import add_verbs
 from precisionlm.errors import UserError
 
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from precisionlm.config import CheckpointConfig
 from precisionlm.errors import UserError
-from precisionlm.training.checkpoint import Checkpoints
+from precisionlm.storage.checkpoint import Checkpoints
 
 
 @pytest.mark.parametrize(("axes", "spec"), [((8,), P("a")), ((8,), P()), ((2, 4), P("b"))])

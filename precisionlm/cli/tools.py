@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import DONE, UserError
-from precisionlm.verbs import add_verb
 
 
 def add_tools(verbs: Any) -> None:
@@ -96,11 +96,11 @@ def add_tools(verbs: Any) -> None:
 
 
 def _compile(args: argparse.Namespace) -> int:
+    from precisionlm.compiling.ahead_of_time import compile_for, compile_sweep
+    from precisionlm.compiling.report import as_json, as_text, details
     from precisionlm.config import load
     from precisionlm.progress import reporting
     from precisionlm.sweep.grid import load_sweep
-    from precisionlm.training.ahead_of_time import compile_for, compile_sweep
-    from precisionlm.training.compile_report import as_json, as_text, details
 
     with reporting("compile") as report:
         if args.sweep:

@@ -8,17 +8,17 @@ from typing import Any
 
 from precisionlm.analysis.fitting.analyze import Analysis, analyze
 from precisionlm.analysis.report.report import write_report
+from precisionlm.cluster.preemption import Interruption
 from precisionlm.config import Experiment, build
 from precisionlm.data.prepare import prepare
 from precisionlm.data.request import Request
 from precisionlm.model.presets import non_embedding_parameters
 from precisionlm.progress import Reporter, clock, reporting
 from precisionlm.ptq.evaluate import finished_runs, quantize_run, weight_quantization
+from precisionlm.storage.run_directory import RunDirectory
+from precisionlm.sweep.collect import collect, write
 from precisionlm.sweep.scheduler import plan, run_sweep
-from precisionlm.sweep.table import collect, write
 from precisionlm.training.flops import training_flops_per_token
-from precisionlm.training.preemption import Interruption
-from precisionlm.training.run_directory import RunDirectory
 
 VOCABULARY = 1024
 SIZES = (

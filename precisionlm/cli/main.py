@@ -7,11 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-from precisionlm.cli_data import add_data
-from precisionlm.cli_tools import add_tools
-from precisionlm.cli_training import add_training
+from precisionlm.cli.data import add_data
+from precisionlm.cli.tools import add_tools
+from precisionlm.cli.training import add_training
+from precisionlm.cli.verbs import add_verb, print_runs
 from precisionlm.errors import BAD_INPUT, DIVERGED, DONE, PREEMPTED, DivergedError, PreemptedError, UserError
-from precisionlm.verbs import add_verb, print_runs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every verb."""
     from precisionlm import __version__
-    from precisionlm.analysis import cli as analysis
+    from precisionlm.cli.fit import add_verbs
 
     parser = argparse.ArgumentParser(
         prog="precisionlm",
@@ -81,13 +81,13 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", action="store_true", help="print what was found as JSON")
 
     add_tools(verbs)
-    analysis.add_verbs(verbs)
+    add_verbs(verbs)
     return parser
 
 
 def _table(args: argparse.Namespace) -> int:
     from precisionlm.columns import describe
-    from precisionlm.sweep.table import collect, write
+    from precisionlm.sweep.collect import collect, write
 
     if args.columns:
         print(describe())
@@ -113,7 +113,7 @@ def _table(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from precisionlm.demo import preview, run_demo
+    from precisionlm.cli.demo import preview, run_demo
 
     if not args.scale > 0:
         raise UserError(f"--scale {args.scale:g}: must be positive")

@@ -8,15 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from precisionlm.analysis import laws
-from precisionlm.analysis.cli_arguments import (
-    add_fit_arguments,
-    add_table_arguments,
-    dump,
-    fit_from,
-    names_of,
-    preview,
-    show_plan,
-)
 from precisionlm.analysis.decisions.summary import decisions
 from precisionlm.analysis.figures import chen, draw, forms, kumar, stepwise, sun
 from precisionlm.analysis.figures import rows as figure_rows
@@ -26,8 +17,17 @@ from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.analysis.laws.base import Law
 from precisionlm.analysis.report.report import write_report
 from precisionlm.analysis.table import read as tables
+from precisionlm.cli.fit_arguments import (
+    add_fit_arguments,
+    add_table_arguments,
+    dump,
+    fit_from,
+    names_of,
+    preview,
+    show_plan,
+)
+from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import UserError
-from precisionlm.verbs import add_verb
 
 
 def add_figures(subparsers: Any) -> None:

@@ -11,16 +11,12 @@ from typing import Any
 
 import jax
 
+from precisionlm.cluster.processes import check_rows, gather, is_first, on_all, on_first
 from precisionlm.config import Experiment, load, to_yaml
 from precisionlm.errors import DivergedError, PreemptedError, UserError
 from precisionlm.precision import audit
-from precisionlm.training.checkpoint import Checkpoints, folder_of, restore_params, restore_state
-from precisionlm.training.evaluate import place
-from precisionlm.training.measure import operand_values
-from precisionlm.training.optimizer import hyperparameters
-from precisionlm.training.processes import check_rows, gather, is_first, on_all, on_first
-from precisionlm.training.run import Run, check_weights_from, evaluation_row, prepare_run, result_row
-from precisionlm.training.run_directory import (
+from precisionlm.storage.checkpoint import Checkpoints, folder_of, restore_params, restore_state
+from precisionlm.storage.run_directory import (
     MetricsLog,
     RunDirectory,
     copy_metrics,
@@ -28,6 +24,10 @@ from precisionlm.training.run_directory import (
     read_metrics,
     trim_metrics,
 )
+from precisionlm.training.evaluate import place
+from precisionlm.training.measure import operand_values
+from precisionlm.training.optimizer import hyperparameters
+from precisionlm.training.run import Run, check_weights_from, evaluation_row, prepare_run, result_row
 from precisionlm.training.step import (
     State,
     abstract_state,

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import yaml
 
+from precisionlm.cluster import processes
 from precisionlm.config import build
 from precisionlm.errors import PreemptedError, UserError
-from precisionlm.training import processes
-from precisionlm.training.loop import train
-from precisionlm.training.run_directory import read_metrics
+from precisionlm.storage.run_directory import read_metrics
+from precisionlm.training.execute import train
 
-from ..conftest import tiny_tree
-from .test_loop import StopAt
+from ..conftest import StopAt, tiny_tree
 
 STEPS = 24
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from precisionlm.training.hardware import GIB, Chip, chip_of
-from precisionlm.training.hlo_costs import Collective, Product
+from precisionlm.cluster.hardware import GIB, Chip, chip_of
+from precisionlm.compiling.hlo_costs import Collective, Product
 
 FITS, OUT_OF_MEMORY, NOT_TRIED, FAILED, TIMED_OUT = "fits", "out of memory", "not tried", "failed", "timed out"
 

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from precisionlm.cli import main
+from precisionlm.cli.main import main
 from precisionlm.columns import NAMES
 
-from .conftest import tiny_tree
+from ..conftest import tiny_tree
 
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
 

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from precisionlm.training.hardware import CHIPS, chip_of, model_flops_utilization
+from precisionlm.cluster.hardware import CHIPS, chip_of, model_flops_utilization
 
 
 @pytest.mark.parametrize(

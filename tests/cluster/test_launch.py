@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from precisionlm.cli import build_parser
-from precisionlm.training.run_directory import read_metrics
+from precisionlm.cli.main import build_parser
+from precisionlm.storage.run_directory import read_metrics
 
 from ..conftest import tiny_tree
 
