@@ -25,6 +25,7 @@ from precisionlm.storage.run_directory import (
     trim_metrics,
 )
 from precisionlm.training.evaluate import place
+from precisionlm.training.loop import Progress, Training
 from precisionlm.training.measure import operand_values
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import Run, check_weights_from, evaluation_row, prepare_run, result_row
@@ -36,7 +37,6 @@ from precisionlm.training.step import (
     without_learned_scales,
 )
 from precisionlm.training.tracking import ProfileWindow, TrackedLog, trackers
-from precisionlm.training.trainer import Progress, Training
 from precisionlm.training.trunk import nearest
 
 

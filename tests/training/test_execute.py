@@ -11,7 +11,7 @@ import pytest
 from precisionlm.config import build
 from precisionlm.errors import DivergedError, PreemptedError, UserError
 from precisionlm.storage.run_directory import read_metrics
-from precisionlm.training import trainer
+from precisionlm.training import loop
 from precisionlm.training.execute import train
 
 from ..conftest import StopAt, tiny_tree
@@ -67,14 +67,14 @@ def test_divergence_is_a_recorded_result(experiment, tmp_path):
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_nan_in_the_gradient(experiment, tmp_path, policy, monkeypatch):
     bad = experiment.model_copy(update={"training": experiment.training.model_copy(update={"on_nan": policy})})
-    real, calls = trainer.hyperparameters, []
+    real, calls = loop.hyperparameters, []
 
     def poisoned(e):
         # A weight of the log-normalizer that is not a number poisons loss and gradients alike, from inside the step.
         calls.append(e)
         return real(e) | {"z_loss": math.nan}
 
-    monkeypatch.setattr(trainer, "hyperparameters", poisoned)
+    monkeypatch.setattr(loop, "hyperparameters", poisoned)
     if policy == "stop":
         with pytest.raises(DivergedError, match="not finite at step 1"):
             train(bad, tmp_path, devices=ONE)
