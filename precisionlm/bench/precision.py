@@ -1,12 +1,12 @@
 """`precisionlm bench precision`: what simulated quantization costs in a whole step, against bf16, side by side."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from precisionlm.bench.steps import Measured, experiment_of, measure_steps
+from precisionlm.json_text import dumps
 
 RECIPES = (
     "W8A8",
@@ -83,4 +83,4 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
 def print_bench(sizes: str, recipes: str | None, rounds: int, as_json: bool, say: Callable[[str], None]) -> None:
     """The verb: comma-separated sizes; recipes separated by spaces, the default list if absent."""
     rows = bench_precision(sizes.split(","), recipes.split() if recipes else RECIPES, say, rounds)
-    print(json.dumps(rows) if as_json else as_table(rows))
+    print(dumps(rows) if as_json else as_table(rows))

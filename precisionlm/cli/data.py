@@ -1,12 +1,12 @@
 """The verbs of training text: data prepare."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import DONE
+from precisionlm.json_text import dumps
 
 
 def add_data(verbs: Any) -> None:
@@ -52,7 +52,7 @@ def _data_prepare(args: argparse.Namespace) -> int:
             f"{args.out}: {found['status']}; {found['files']} files, {size}, {found['vocab_size']:,} entries, "
             f"tokenizer {found['tokenizer']}; {found['split_rule']}; nothing was written"
         )
-        print(json.dumps(found) if args.json else text)
+        print(dumps(found) if args.json else text)
         return DONE
     with reporting("prepare") as report:
         meta = prepare(
@@ -61,7 +61,7 @@ def _data_prepare(args: argparse.Namespace) -> int:
             lambda text, done, total: report(done / total if total else 0.0, text),
         )
     if args.json:
-        print(json.dumps(asdict(meta)))
+        print(dumps(asdict(meta)))
     else:
         print(
             f"{args.out}: {meta.train.tokens:,} training and {meta.validation.tokens:,} validation tokens of "

@@ -15,7 +15,6 @@ from precisionlm.data.request import Request
 from precisionlm.model.presets import non_embedding_parameters
 from precisionlm.progress import Reporter, clock, reporting
 from precisionlm.ptq.evaluate import finished_runs, quantize_run, weight_quantization
-from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.sweep.collect import collect, write
 from precisionlm.sweep.scheduler import plan, run_sweep
 from precisionlm.training.flops import training_flops_per_token
@@ -124,11 +123,7 @@ def _between(report: Reporter, low: float, high: float) -> Reporter:
 def _quantize(runs: Path, report: Reporter, interrupted: Callable[[], bool]) -> None:
     """Round the weights of the bf16 runs to nearest."""
     quantizations = [weight_quantization(str(bits)) for bits in PTQ_BITS]
-    folders = [
-        folder
-        for folder in finished_runs(runs)
-        if RunDirectory(folder.parent, folder.name).read_json("result.json")["row"]["recipe"] == "bf16"
-    ]
+    folders = finished_runs(runs, "bf16")
     for i, folder in enumerate(folders):
         quantize_run(folder, "rtn", quantizations, partial(report, i / len(folders)), interrupted)
 

@@ -1,13 +1,13 @@
 """What the verbs on a runs table share: which rows, how to fit, what would be fitted, and how a fit prints as JSON."""
 
 import argparse
-import json
 from typing import Any
 
 from precisionlm.analysis.fitting.analyze import Analysis, analyze, select
 from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.analysis.table import read as tables
 from precisionlm.errors import UserError
+from precisionlm.json_text import dumps
 
 
 def add_table_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -125,15 +125,5 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
 
 
 def dump(data: Any) -> None:
-    """One JSON object on standard output; numbers that JSON lacks become null."""
-    print(json.dumps(_finite(data), indent=2))
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {str(k): _finite(v) for k, v in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(v) for v in data]
-    if isinstance(data, float) and data - data != 0:
-        return None
-    return data
+    """One JSON object on standard output."""
+    print(dumps(data, indent=2))

@@ -1,7 +1,6 @@
 """The command line: every verb parses, calls one function, prints. Exit codes: `precisionlm.errors`."""
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -12,6 +11,7 @@ from precisionlm.cli.tools import add_tools
 from precisionlm.cli.training import add_training
 from precisionlm.cli.verbs import add_verb, print_runs
 from precisionlm.errors import BAD_INPUT, DIVERGED, DONE, PREEMPTED, DivergedError, PreemptedError, UserError
+from precisionlm.json_text import dumps
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -104,7 +104,7 @@ def _table(args: argparse.Namespace) -> int:
         "files": [str(path) for path in paths],
     }
     if args.json:
-        print(json.dumps(counts))
+        print(dumps(counts))
     else:
         print(f"{' and '.join(map(str, paths))}: {counts['rows']} rows of {counts['runs']} runs")
         for folder in unfinished:
@@ -120,7 +120,7 @@ def _demo(args: argparse.Namespace) -> int:
     if args.dry_run:
         return print_runs(preview(args.scale), args.json)
     found = run_demo(args.out, args.scale)
-    print(json.dumps(found) if args.json else "\n".join(found["lines"]))
+    print(dumps(found) if args.json else "\n".join(found["lines"]))
     return DONE
 
 

@@ -1,7 +1,6 @@
 """Verbs that train nothing: compile for other machines, explain recipes, measure speed."""
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import DONE, UserError
+from precisionlm.json_text import dumps
 
 
 def add_tools(verbs: Any) -> None:
@@ -121,7 +121,7 @@ def _explain(args: argparse.Namespace) -> int:
     recipe = parse_recipe(args.recipe)
     if args.plot and args.plot.suffix not in (".png", ".svg"):
         raise UserError(f"--plot {args.plot}: the name must end in .png or .svg")
-    print(json.dumps(explain(recipe, args.layers)) if args.json else as_text(recipe, args.layers))
+    print(dumps(explain(recipe, args.layers)) if args.json else as_text(recipe, args.layers))
     if args.plot:
         plot(recipe, args.plot, args.layers)
     return DONE
@@ -138,7 +138,7 @@ def _bench_scaling(args: argparse.Namespace) -> int:
     from precisionlm.bench.scaling import as_table, bench_scaling
 
     rows = bench_scaling(args.size, args.recipe, partial(print, file=sys.stderr, flush=True))
-    print(json.dumps(rows) if args.json else as_table(rows))
+    print(dumps(rows) if args.json else as_table(rows))
     return DONE
 
 
@@ -153,7 +153,7 @@ def _bench_training(args: argparse.Namespace) -> int:
         args.rounds,
         partial(print, file=sys.stderr, flush=True),
     )
-    print(json.dumps(found) if args.json else as_text(found))
+    print(dumps(found) if args.json else as_text(found))
     return DONE
 
 
@@ -161,5 +161,5 @@ def _bench_fit(args: argparse.Namespace) -> int:
     from precisionlm.analysis.table import read as table
     from precisionlm.bench.fit import bench_fit
 
-    print(json.dumps(bench_fit(table.read(args.runs) if args.runs else None, args.where), indent=1))
+    print(dumps(bench_fit(table.read(args.runs) if args.runs else None, args.where), indent=1))
     return DONE

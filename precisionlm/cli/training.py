@@ -1,7 +1,6 @@
 """The verbs that run models: train, sweep, ptq."""
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 
 from precisionlm.cli.verbs import add_verb, print_runs
 from precisionlm.errors import DIVERGED, DONE, UserError
+from precisionlm.json_text import dumps
 
 
 def add_training(verbs: Any) -> None:
@@ -93,7 +93,7 @@ def _train(args: argparse.Namespace) -> int:
                 )
     if is_first():
         _print_outcome(outcome, args.json)
-    return DIVERGED if outcome.result["status"] == "diverged" else DONE
+    return DIVERGED if outcome.result.status == "diverged" else DONE
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -116,7 +116,7 @@ def _sweep(args: argparse.Namespace) -> int:
             f"{len(rows)} runs: {len(outcome.done)} trained now, {len(outcome.skipped)} finished before, "
             f"{len(outcome.diverged)} diverged; {outcome.compilations} training steps compiled"
         )
-        print(json.dumps(vars(outcome)) if args.json else text)
+        print(dumps(vars(outcome)) if args.json else text)
     return DONE
 
 
@@ -125,28 +125,18 @@ def _ptq(args: argparse.Namespace) -> int:
     from precisionlm.precision.recipe import parse_recipe
     from precisionlm.progress import reporting
     from precisionlm.ptq.evaluate import METHODS, finished_runs, quantize_run, weight_quantization
-    from precisionlm.storage.run_directory import RunDirectory
 
     if args.method not in METHODS:
         raise UserError(f"--method {args.method}: valid are {', '.join(METHODS)}")
     quantizations = [weight_quantization(word) for word in args.bits.split(",")]
-    folders = finished_runs(args.runs)
-    if args.recipe:
-        wanted = str(parse_recipe(args.recipe))
-        folders = [
-            folder
-            for folder in folders
-            if RunDirectory(folder.parent, folder.name).read_json("result.json")["row"]["recipe"] == wanted
-        ]
-        if not folders:
-            raise UserError(f"{args.runs} holds no finished run trained at '{wanted}'")
+    folders = finished_runs(args.runs, str(parse_recipe(args.recipe)) if args.recipe else None)
     if args.dry_run:
         planned = [
             {"run_dir": str(folder), "method": args.method, "formats": [str(q) for q in quantizations]}
             for folder in folders
         ]
         lines = [f"{row['run_dir']}: {row['method']} to {', '.join(row['formats'])}" for row in planned]
-        print(json.dumps(planned) if args.json else "\n".join([*lines, "nothing was quantized"]))
+        print(dumps(planned) if args.json else "\n".join([*lines, "nothing was quantized"]))
         return DONE
     found = []
     with reporting("ptq") as report, Interruption() as interrupted:
@@ -154,13 +144,10 @@ def _ptq(args: argparse.Namespace) -> int:
             rows = quantize_run(folder, args.method, quantizations, partial(report, i / len(folders)), interrupted)
             found += [{"run_dir": str(folder)} | row for row in rows]
     if args.json:
-        print(json.dumps(found))
+        print(dumps(found))
     else:
         for row in found:
-            print(
-                f"{row['run_dir']}  {row['ptq_method']} {row['ptq_bits']:g} bits  loss {row['val_loss']:.4f} ± "
-                f"{row['val_loss_se']:.4f}"
-            )
+            print(f"{row['run_dir']}  {row['ptq_method']} {row['ptq_bits']:g} bits  loss {_loss(row)}")
     return DONE
 
 
@@ -190,17 +177,19 @@ def _reporting(title: str) -> AbstractContextManager[Any]:
 
 
 def _print_outcome(outcome: Any, as_json: bool) -> None:
-    row, evaluations = outcome.result["row"], outcome.result["evaluations"]
+    row = outcome.result.row
     if as_json:
         found = {"run_id": outcome.run_id, "run_dir": str(outcome.path), "status": outcome.status}
-        print(json.dumps(found | {"result": outcome.result}))
+        print(dumps(found | {"result": outcome.result.model_dump()}))
         return
     print(f"{outcome.path}: {outcome.status}, N {row['N_params']:,}, D {row['D_tokens']:,}, {row['recipe']}")
-    for evaluation in evaluations:
-        print(
-            f"  {evaluation['evaluation']} loss {evaluation['val_loss']:.4f} ± {evaluation['val_loss_se']:.4f} "
-            "nats/token"
-        )
+    for evaluation in outcome.result.evaluations:
+        print(f"  {evaluation['evaluation']} loss {_loss(evaluation)} nats/token")
+
+
+def _loss(evaluation: dict[str, Any]) -> str:
+    loss, error = evaluation["val_loss"], evaluation["val_loss_se"]
+    return "not finite" if loss is None else f"{loss:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def _print_plan(rows: list[Any], args: argparse.Namespace) -> int:

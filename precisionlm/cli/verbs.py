@@ -1,11 +1,11 @@
 """What the verbs of the command line share: how one is declared, how planned runs are printed."""
 
 import argparse
-import json
 from collections.abc import Callable
 from typing import Any
 
 from precisionlm.errors import DONE
+from precisionlm.json_text import dumps
 
 
 def add_verb(
@@ -33,7 +33,7 @@ def add_verb(
 def print_runs(entries: list[dict[str, Any]], as_json: bool) -> int:
     """A line for each planned run, and what all of them cost; returns the exit code."""
     if as_json:
-        print(json.dumps(entries))
+        print(dumps(entries))
         return DONE
     print(f"{'run':12}  {'status':8}  {'N':>14}  {'D':>16}  {'FLOPs':>9}  recipe")
     for e in entries:

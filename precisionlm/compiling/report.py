@@ -1,6 +1,5 @@
 """What is known of a train step that was compiled but not run, and how it is printed."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,6 +7,7 @@ from typing import Any
 
 from precisionlm.cluster.hardware import GIB, Chip, chip_of
 from precisionlm.compiling.hlo_costs import Collective, Product
+from precisionlm.json_text import dumps
 
 FITS, OUT_OF_MEMORY, NOT_TRIED, FAILED, TIMED_OUT = "fits", "out of memory", "not tried", "failed", "timed out"
 
@@ -103,7 +103,7 @@ def report_of(tree: dict[str, Any]) -> Report:
 
 def as_json(reports: Sequence[Report]) -> str:
     """A JSON list; fields as `Report`."""
-    return json.dumps([asdict(r) | {"utilization": r.utilization} for r in reports], indent=1)
+    return dumps([asdict(r) | {"utilization": r.utilization} for r in reports], indent=1)
 
 
 def as_text(reports: Sequence[Report]) -> str:

@@ -10,6 +10,7 @@ from precisionlm.errors import UserError
 from precisionlm.precision.recipe import Quantization, parse_recipe
 from precisionlm.ptq.rtn import round_to_nearest
 from precisionlm.storage.checkpoint import folder_of, restore_params
+from precisionlm.storage.result import Result, finished_under
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import evaluate
 from precisionlm.training.run import evaluation_row, prepare_run
@@ -27,17 +28,17 @@ def weight_quantization(text: str) -> Quantization:
     return quantization
 
 
-def finished_runs(root: Path) -> list[Path]:
-    """Run directories at or under a folder that finished training. Raises UserError if there is none."""
-    folders = [path.parent for path in sorted(Path(root).rglob("result.json"))]
-    done = [
-        folder
-        for folder in folders
-        if RunDirectory(folder.parent, folder.name).read_json("result.json")["status"] == "done"
-    ]
-    if not done:
-        raise UserError(f"{root} holds no finished run to quantize")
-    return done
+def finished_runs(root: Path, recipe: str | None = None) -> list[Path]:
+    """Run directories at or under a folder that finished training, of one recipe (its canonical spelling) if asked.
+    Raises UserError if there is none."""
+    found = []
+    for directory in finished_under(root):
+        result = Result.read(directory)
+        if result and result.status == "done" and recipe in (None, result.row["recipe"]):
+            found.append(directory.path)
+    if not found:
+        raise UserError(f"{root} holds no finished run " + (f"trained at '{recipe}'" if recipe else "to quantize"))
+    return found
 
 
 def quantize_run(
@@ -51,7 +52,7 @@ def quantize_run(
     everything but the weights. Writes ptq/*.json in the run directory and returns their contents; what is there already
     is not done again. Raises PreemptedError as soon as `interrupted` says so.
     """
-    directory = RunDirectory(folder.parent, folder.name)
+    directory = RunDirectory.at(folder)
     names = [f"ptq/{method}-{_slug(quantization)}.json" for quantization in quantizations]
     missing = [pair for pair in zip(names, quantizations, strict=True) if directory.read_json(pair[0]) is None]
     if missing:

@@ -1,22 +1,16 @@
-"""State and data position in one atomic checkpoint. The only file that imports orbax.
+"""State and data position in one atomic checkpoint. The only file that imports orbax; what orbax leaves
+behind after a failure is in `orbax_quirks`.
 
 Training goes on while a checkpoint is written: `save` only sets off copies of the state into the hosts' memory, which
 the devices make between two steps; a thread waits for them and writes.
 """
 
-import gc
-import logging
 import os
 import re
-import sys
-import threading
-import time
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from types import CoroutineType
 from typing import Any
 
 import jax
@@ -27,10 +21,8 @@ from precisionlm.cluster.processes import gather, is_first, on_first
 from precisionlm.config import CheckpointConfig
 from precisionlm.errors import UserError
 from precisionlm.storage.host_memory import get_memory, on_hosts
+from precisionlm.storage.orbax_quirks import Quiet, collect_given_up, let_go
 from precisionlm.storage.run_directory import RunDirectory
-
-_LOGS = (logging.getLogger("absl"), logging.getLogger("asyncio"))  # where orbax's threads report
-_LAST_SECONDS = 30.0  # that what orbax gave up is waited for
 
 
 class _Manager(ocp.CheckpointManager):
@@ -48,7 +40,7 @@ class Checkpoints:
     def __init__(self, folder: epath.PathLike, config: CheckpointConfig):
         self._folder = absolute(folder)
         self._damaged: set[int] = set()
-        self._failed = False
+        self._failed, self._quiet = False, Quiet()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._write: Future[None] | None = None
         # Named processes meet at JAX's coordinator; unnamed ones in a collective of the devices, which must not come
@@ -110,7 +102,7 @@ class Checkpoints:
             reasons = [found for found in gather(reason) if found]
             if restored is not None and not reasons:
                 return step, restored["state"], restored["position"]
-            _collect_given_up()
+            collect_given_up()
             self._damaged.add(step)
             warnings.warn(f"checkpoint of step {step} is damaged ({reasons[0]}); trying an older one", stacklevel=2)
         return None
@@ -138,12 +130,8 @@ class Checkpoints:
                 write.result()
 
     def __enter__(self) -> "Checkpoints":
-        """While entered, a failed read or write is heard of through its own error alone, not through orbax's threads
-        too."""
-        self._hook, self._levels = sys.unraisablehook, [log.level for log in _LOGS]
-        for log in _LOGS:
-            log.setLevel(logging.CRITICAL)
-        sys.unraisablehook = self._unraisable
+        """While entered, a failed read or write is heard of through its own error alone."""
+        self._quiet.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -161,20 +149,11 @@ class Checkpoints:
     def _leave(self) -> None:
         if self._failed:
             del self._manager  # it holds the errors, and they what was given up
-            _collect_given_up()
-        sys.unraisablehook = self._hook
-        for log, level in zip(_LOGS, self._levels, strict=True):
-            log.setLevel(level)
+            collect_given_up()
+        self._quiet.__exit__()
         if self._failed and is_first():
             for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 partial.rmtree(missing_ok=True)
-
-    def _unraisable(self, found: Any) -> None:
-        # What orbax gives up after the first read or write that failed calls back into an event loop that is gone, or
-        # is thrown out of its own coroutines.
-        late_write = isinstance(found.exc_value, RuntimeError) and "loop is closed" in str(found.exc_value)
-        if not (late_write or _is_orbax(found.object)):
-            self._hook(found)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -184,44 +163,10 @@ class Checkpoints:
             self._failed = True
             code = re.search(r"os_error_code='(\d+)'", str(error))
             reason = os.strerror(int(code[1])) if code else " ".join(str(error).split())[:300]
-            _let_go(error)
+            let_go(error)
             raise UserError(
                 f"{self._folder}: a checkpoint cannot be written: {reason}; the one before it is kept"
             ) from None
-
-
-def _is_orbax(found: Any) -> bool:
-    return type(found) is CoroutineType and "orbax" in found.cr_code.co_filename
-
-
-def _let_go(error: BaseException) -> None:
-    """Drop the frames that an error and those behind it hold, and with them what orbax gave up."""
-    following: BaseException | None = error
-    with _unheard():
-        while following is not None:
-            traceback.clear_frames(following.__traceback__)
-            following.__traceback__ = None
-            following = following.__cause__ or following.__context__
-
-
-def _collect_given_up() -> None:
-    """The reads and writes that orbax gives up after the first that failed complain when they are collected, which can
-    only be once they have come to their end: let it be here, where nobody hears them, not anywhere later."""
-    until = time.monotonic() + _LAST_SECONDS
-    with _unheard():
-        gc.collect()
-        while (_threads() or any(map(_is_orbax, gc.get_objects()))) and time.monotonic() < until:
-            time.sleep(0.05)
-            gc.collect()
-
-
-def _unheard() -> warnings.catch_warnings:
-    return warnings.catch_warnings(action="ignore", category=RuntimeWarning)  # a coroutine "was never awaited"
-
-
-def _threads() -> list[threading.Thread]:
-    """Orbax's own that are still at work."""
-    return [thread for thread in threading.enumerate() if type(thread).__module__.startswith("orbax")]
 
 
 def folder_of(directory: RunDirectory, config: CheckpointConfig, name: str = "checkpoints") -> epath.Path:

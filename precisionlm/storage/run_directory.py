@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from precisionlm.errors import UserError
+from precisionlm.json_text import dumps
 
 
 class RunDirectory:
@@ -16,6 +17,11 @@ class RunDirectory:
     def __init__(self, root: Path, run_id: str):
         self.path = root / run_id
         self.metrics = self.path / "metrics.jsonl"
+
+    @staticmethod
+    def at(path: Path) -> "RunDirectory":
+        """The run directory at a path."""
+        return RunDirectory(path.parent, path.name)
 
     def create(self) -> None:
         """Make it if it is not there. Raises UserError."""
@@ -32,8 +38,8 @@ class RunDirectory:
         _write(self.path / name, text)
 
     def write_json(self, name: str, content: Any) -> None:
-        """JSON, complete or not at all. Raises UserError."""
-        self.write_text(name, json.dumps(content, indent=1) + "\n")
+        """JSON, complete or not at all; numbers that are not finite become null. Raises UserError."""
+        self.write_text(name, dumps(content, indent=1) + "\n")
 
     def read_json(self, name: str) -> Any:
         """The file's content; None if it is not there. Raises UserError where it cannot be read."""
@@ -43,6 +49,8 @@ class RunDirectory:
             return None
         except OSError as error:
             raise UserError(f"{self.path / name}: cannot be read: {error.strerror}") from None
+        except ValueError:
+            raise UserError(f"{self.path / name}: no JSON, so cut short or damaged; restore or remove it") from None
 
 
 class MetricsLog:
@@ -56,7 +64,7 @@ class MetricsLog:
     def write(self, line: dict[str, Any]) -> None:
         """Append one line."""
         with _writing(self._path):
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(dumps(line) + "\n")
 
     def flush(self) -> None:
         """To the disk: a checkpoint of a step must not outlive the lines before it."""
@@ -94,13 +102,13 @@ def trim_metrics(path: Path, resumed_step: int) -> None:
             f"{path} does not hold each of the {resumed_step} steps of the newest checkpoint: damaged or replaced; "
             "restore it, or delete the run directory to train anew"
         )
-    _write(path, "".join(json.dumps(line) + "\n" for line in kept))
+    _write(path, "".join(dumps(line) + "\n" for line in kept))
 
 
 def copy_metrics(source: Path, target: Path, last_step: int) -> None:
     """The lines up to a step as the beginning of another run's metrics.jsonl."""
     kept = [line for line in read_metrics(source) if line["step"] <= last_step]
-    _write(target, "".join(json.dumps(line) + "\n" for line in kept))
+    _write(target, "".join(dumps(line) + "\n" for line in kept))
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from precisionlm.config import Experiment
 from precisionlm.errors import DivergedError, PreemptedError
 from precisionlm.progress import Reporter
+from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.execute import train
 from precisionlm.training.flops import training_flops_per_token
@@ -48,8 +49,8 @@ def plan(experiments: Sequence[Experiment], out: Path) -> list[Row]:
         if run.run_id in rows:
             continue
         directory = RunDirectory(out, run.run_id)
-        finished = directory.read_json("result.json")
-        status = finished["status"] if finished else "begun" if directory.path.exists() else "new"
+        finished = Result.read(directory)
+        status = finished.status if finished else "begun" if directory.path.exists() else "new"
         if status == "new":
             check_weights_from(run)
         n = non_embedding_of(run)

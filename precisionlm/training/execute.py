@@ -2,12 +2,11 @@
 
 import fcntl
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -16,6 +15,7 @@ from precisionlm.config import Experiment, load, to_yaml
 from precisionlm.errors import DivergedError, PreemptedError, UserError
 from precisionlm.precision import audit
 from precisionlm.storage.checkpoint import Checkpoints, folder_of, restore_params, restore_state
+from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import (
     MetricsLog,
     RunDirectory,
@@ -25,7 +25,7 @@ from precisionlm.storage.run_directory import (
     trim_metrics,
 )
 from precisionlm.training.evaluate import place
-from precisionlm.training.loop import Progress, Training
+from precisionlm.training.loop import Beginning, Progress, Recorder, Training
 from precisionlm.training.measure import operand_values
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import Run, check_weights_from, evaluation_row, prepare_run, result_row
@@ -37,17 +37,17 @@ from precisionlm.training.step import (
     without_learned_scales,
 )
 from precisionlm.training.tracking import ProfileWindow, TrackedLog, trackers
-from precisionlm.training.trunk import nearest
+from precisionlm.training.trunk import latest_shared
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """status: done, or skipped where the run was finished before. result: the content of result.json."""
+    """status: done, or skipped where the run was finished before."""
 
     run_id: str
     path: Path
     status: str
-    result: dict[str, Any]
+    result: Result
 
 
 def train(
@@ -68,14 +68,25 @@ def train(
         raise UserError(f"the processes would train different runs ({', '.join(sorted(ids))}): config or data differ")
     check_rows(run.program.mesh)
     directory = RunDirectory(out, run.run_id)
-    result = on_first(lambda: directory.read_json("result.json"))
+    result = _result_of(directory)
     if result is None:
         on_first(directory.create)
         with _sole_owner(directory):
-            result = on_first(lambda: directory.read_json("result.json"))  # of an owner who finished meanwhile
+            result = _result_of(directory)  # of an owner who finished meanwhile
             if result is None:
                 return _owned(run, directory, progress, interrupted)
     return Outcome(run.run_id, directory.path, "skipped", result)
+
+
+def _result_of(directory: RunDirectory) -> Result | None:
+    """The run's result as process 0 sees it."""
+
+    def content() -> dict[str, Any] | None:
+        found = Result.read(directory)
+        return None if found is None else found.model_dump()
+
+    found = on_first(content)
+    return None if found is None else Result(**found)
 
 
 @contextmanager
@@ -97,43 +108,42 @@ def _sole_owner(directory: RunDirectory) -> Iterator[None]:
 
 
 def _owned(run: Run, directory: RunDirectory, progress: Progress, interrupted: Callable[[], bool]) -> Outcome:
-    def begin() -> None:
+    def claim() -> None:
         directory.clear_partial()
         directory.write_text("config.yaml", to_yaml(run.experiment))
 
-    on_first(begin)
+    on_first(claim)
     with Checkpoints(folder_of(directory, run.experiment.checkpoint), run.experiment.checkpoint) as checkpoints:
         result = _train(run, directory, checkpoints, progress, interrupted)
-    if result["status"] == "diverged":
-        raise DivergedError(f"run {run.run_id} diverged: {result['reason']} (recorded in {directory.path})")
+    if result.status == "diverged":
+        raise DivergedError(f"run {run.run_id} diverged: {result.reason} (recorded in {directory.path})")
     return Outcome(run.run_id, directory.path, "done", result)
 
 
 def _train(
     run: Run, directory: RunDirectory, checkpoints: Checkpoints, progress: Progress, interrupted: Callable[[], bool]
-) -> dict[str, Any]:
-    """Train from the newest checkpoint to the end; returns result.json's content, also of a diverged run."""
-    began = time.monotonic()
-    start, state, position = begin(run, directory, checkpoints)
-    began -= position.get("wall_seconds", 0.0)
+) -> Result:
+    """Train from the newest checkpoint to the end; returns the result, also of a diverged run."""
+    beginning = beginning_of(run, directory, checkpoints)
 
     def stop_before_compiling() -> None:
         if interrupted():
-            raise PreemptedError(f"run {run.run_id} stopped after step {start}; the same command continues it")
+            raise PreemptedError(f"run {run.run_id} stopped after step {beginning.step}; the same command continues it")
 
     stop_before_compiling()
-    checkpoints.prepare(state)
+    checkpoints.prepare(beginning.state)
     applied = on_first(lambda: directory.read_json("audit.json"))
     if applied is None:
-        applied = audit_run(run, state)
+        applied = audit_run(run, beginning.state)
         on_first(lambda: directory.write_json("audit.json", applied))
     if run.experiment.tracking.log_hlo:
-        text = step_text(run, state)
+        text = step_text(run, beginning.state)
         on_first(lambda: directory.write_text("step.stablehlo.txt", text))
     stop_before_compiling()
     on_all(checkpoints.wait)  # from here on the state is donated
-    on_first(lambda: trim_metrics(directory.metrics, start))
-    status, reason, evaluations = "done", "", []
+    on_first(lambda: trim_metrics(directory.metrics, beginning.step))
+    status: Literal["done", "diverged"] = "done"
+    reason, evaluations = "", []
     with ExitStack() as open_until_done:
         log = MetricsLog(directory.metrics if is_first() else Path(os.devnull))
         open_until_done.callback(log.close)
@@ -142,37 +152,39 @@ def _train(
         tracked = TrackedLog(log, on_all(lambda: open_until_done.enter_context(others)))
         window = ProfileWindow(run.experiment.tracking, directory.path, is_first())
         open_until_done.callback(window.close)
-        training = Training(run, directory, state, position, tracked, checkpoints, progress, interrupted, began, window)
+        recorder = Recorder(run.experiment.training, tracked, window, progress, beginning.position.get("skipped", 0))
+        training = Training(run, directory, checkpoints, beginning, recorder, interrupted)
         try:
-            evaluated = on_first(lambda: has_evaluation(directory.metrics, start))
-            evaluations = training.finish(start, evaluated)
+            evaluated = on_first(lambda: has_evaluation(directory.metrics, beginning.step))
+            evaluations = training.finish(evaluated)
         except DivergedError as error:
             status, reason, evaluations = "diverged", str(error), [evaluation_row("trained", None)]
     checkpoints.wait()  # a finished run has its last checkpoint
 
-    def record() -> dict[str, Any]:
+    def record() -> None:
         metrics = list(read_metrics(directory.metrics))
-        row = result_row(run, applied, metrics, time.monotonic() - began, position.get("branch", {}))
-        result = {"status": status, "reason": reason, "row": row, "evaluations": evaluations}
-        directory.write_json("result.json", result)
-        return result
+        row = result_row(run, applied, metrics, beginning.wall_seconds(), beginning.position.get("branch", {}))
+        Result(status=status, reason=reason, row=row, evaluations=evaluations).write(directory)
 
-    return on_first(record)
+    on_first(record)
+    result = _result_of(directory)
+    assert result is not None
+    return result
 
 
-def begin(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> tuple[int, State, dict[str, Any]]:
-    """(steps done, state, position): of the run's own newest checkpoint, else of a trunk it shares, else the start."""
+def beginning_of(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> Beginning:
+    """The run's own newest checkpoint, else the state of a trunk it shares, else the start."""
     abstract = abstract_state(run.program)
     if (own := checkpoints.restore(abstract)) is not None:
-        return own
-    branch = on_first(lambda: nearest(directory, run.trunk) if run.trunk else None)
+        return Beginning(*own)
+    branch = on_first(lambda: latest_shared(directory, run.trunk) if run.trunk else None)
     if branch is not None:
         other = RunDirectory(directory.path.parent, branch["run_id"])
         if (found := restore_state(branch["state"], abstract)) is not None:
             on_first(lambda: copy_metrics(other.metrics, directory.metrics, branch["steps"]))
             step, state, position = found
-            return step, state, position | {"branch": {name: branch[name] for name in ("run_id", "steps")}}
-    return 0, initial_state(run.program, run.experiment.training.seed, run.grids, _given_weights(run)), {}
+            return Beginning(step, state, position | {"branch": {name: branch[name] for name in ("run_id", "steps")}})
+    return Beginning(0, initial_state(run.program, run.experiment.training.seed, run.grids, _given_weights(run)), {})
 
 
 def _given_weights(run: Run) -> Any:

@@ -1,14 +1,14 @@
 """The steps and evaluations of one run, and what is recorded of them."""
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import jax
 
 from precisionlm.cluster.processes import SharedClock, on_first
+from precisionlm.config import TrainingConfig
 from precisionlm.errors import DivergedError, PreemptedError
 from precisionlm.precision.binding import Structure
 from precisionlm.storage.checkpoint import Checkpoints, folder_of
@@ -24,37 +24,47 @@ Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss 
 _SKIPS_UNTIL_DIVERGED = 100  # steps in a row without a finite gradient, under on_nan: skip
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """Where training goes on: steps done, the state after them, and the position that was saved with it: of the data,
+    wall_seconds, steps skipped in a row, branch; empty at the start."""
+
+    step: int
+    state: State
+    position: dict[str, Any]
+    now: float = field(default_factory=time.monotonic)
+
+    def wall_seconds(self) -> float:
+        """Since the run began, over all resumes."""
+        return time.monotonic() - self.now + self.position.get("wall_seconds", 0.0)
+
+
 class Training:
-    """The steps and evaluations of one run, from a state to the end."""
+    """The steps and evaluations of one run, from its beginning to the end."""
 
     def __init__(
         self,
         run: Run,
         directory: RunDirectory,
-        state: State,
-        position: dict[str, Any],
-        log: TrackedLog,
         checkpoints: Checkpoints,
-        progress: Progress,
+        beginning: Beginning,
+        recorder: "Recorder",
         interrupted: Callable[[], bool],
-        began: float,
-        window: ProfileWindow,
     ):
-        self._run, self._state, self._log, self._checkpoints = run, state, log, checkpoints
-        self._interrupted, self._began, self._window = interrupted, began, window
-        self._directory, self._branch = directory, position.get("branch", {})
-        self._recorder = Recorder(run, log, progress, position.get("skipped", 0))
+        self._run, self._directory, self._checkpoints = run, directory, checkpoints
+        self._beginning, self._recorder, self._interrupted = beginning, recorder, interrupted
+        self._state = beginning.state
         self._batches = run.train_batches()
-        if position:
-            self._batches.set_state(position["data"])
+        if beginning.position:
+            self._batches.set_state(beginning.position["data"])
 
-    def finish(self, start: int, evaluated: bool) -> list[dict[str, Any]]:
-        """Every step after `start`, then the final evaluations. evaluated: whether an evaluation due after `start` is
+    def finish(self, evaluated: bool) -> list[dict[str, Any]]:
+        """Every step that is left, then the final evaluations. evaluated: whether an evaluation due at the beginning is
         in the log. Step n's metrics are read while step n + 1 runs, so the device never waits for the host.
 
         Raises DivergedError and PreemptedError, the latter after a checkpoint.
         """
-        run, config = self._run, self._run.experiment.checkpoint
+        run, config, start = self._run, self._run.experiment.checkpoint, self._beginning.step
         steps, eval_every = run.experiment.training.steps, run.experiment.training.eval_every
         numbers = (run.grids, hyperparameters(run.experiment), run.experiment.training.seed)
         grids, hyper, seed = everywhere(run.program, numbers)
@@ -66,7 +76,7 @@ class Training:
         if evaluation_due(start) and not evaluated:
             self._evaluate_between(start)
         for step in range(start + 1, steps + 1):
-            self._window.before(step)
+            self._recorder.window.before(step)
             tokens = place(next(self._batches)["tokens"], run.program)
             with jax.transfer_guard_host_to_device("disallow"):
                 self._state, metrics = step_fn(self._state, tokens, grids, hyper, seed)
@@ -92,22 +102,22 @@ class Training:
 
     def _save(self, step: int) -> None:
         self._recorder.settle()  # a state after a diverged step must not become a checkpoint
-        on_first(self._log.flush)
+        on_first(self._recorder.log.flush)
         self._checkpoints.save(step, self._state, self._position())
 
     def _position(self) -> dict[str, Any]:
         return {
             "data": self._batches.get_state(),
-            "wall_seconds": time.monotonic() - self._began,
+            "wall_seconds": self._beginning.wall_seconds(),
             "skipped": self._recorder.skipped,
-            "branch": self._branch,
+            "branch": self._beginning.position.get("branch", {}),
         }
 
     def _keep_trunk(self, step: int, trunk: Trunk) -> None:
         if on_first(lambda: is_kept(self._directory)):
             return
         self._recorder.settle()
-        on_first(self._log.flush)
+        on_first(self._recorder.log.flush)
         config = self._run.experiment.checkpoint
         folder = folder_of(self._directory, config, "trunk")
         with Checkpoints(folder, config) as kept:
@@ -128,16 +138,19 @@ class Training:
             now = evaluate(self._run.program, self._state["params"], batches, self._run.grids, self._interrupted)
         except PreemptedError:
             self._stop(step)
-        self._log.write({"step": step, "val_loss": now.loss, "val_loss_se": now.standard_error})
+        self._recorder.log.write({"step": step, "val_loss": now.loss, "val_loss_se": now.standard_error})
 
 
 class Recorder:
     """Reads the metrics of the step before, writes them down, and decides whether the run has diverged."""
 
-    def __init__(self, run: Run, log: TrackedLog, progress: Progress, skipped: int):
+    def __init__(
+        self, config: TrainingConfig, log: TrackedLog, window: ProfileWindow, progress: Progress, skipped: int
+    ):
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.skipped = skipped  # steps in a row
-        self._run, self._log, self._progress = run, log, progress
+        self.log, self.window = log, window
+        self._config, self._progress = config, progress
         self._last = time.perf_counter()
 
     def settle(self) -> None:
@@ -149,15 +162,14 @@ class Recorder:
         values = {name: float(value) for name, value in metrics.items()}
         now = time.perf_counter()
         line = {"step": step, **values, "seconds": now - self._last}
-        self._log.write({name: value if math.isfinite(value) else None for name, value in line.items()})
+        self.log.write(line)
         self._last = now
-        training = self._run.experiment.training
-        self._progress(step, training.steps, values["loss"])
+        self._progress(step, self._config.steps, values["loss"])
         finite = values["finite"] == 1.0
         self.skipped = 0 if finite else self.skipped + 1
-        if not finite and (training.on_nan == "stop" or self.skipped >= _SKIPS_UNTIL_DIVERGED):
+        if not finite and (self._config.on_nan == "stop" or self.skipped >= _SKIPS_UNTIL_DIVERGED):
             raise DivergedError(f"loss or gradient not finite at step {step}")
-        if finite and values["loss"] > training.divergence_loss:
+        if finite and values["loss"] > self._config.divergence_loss:
             raise DivergedError(f"loss {values['loss']:.2f} nats/token at step {step} is above divergence_loss")
 
 

@@ -16,6 +16,7 @@ from precisionlm.errors import UserError
 from precisionlm.model.transformer import axis_sizes, parameter_counts
 from precisionlm.precision.binding import Grids, bind, format_columns, leaks_future
 from precisionlm.precision.recipe import Recipe, parse_recipe
+from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import Evaluation
 from precisionlm.training.flops import training_flops_per_token
@@ -41,7 +42,7 @@ class Run:
     def weights_from(self) -> RunDirectory | None:
         """The run whose weights this one begins with."""
         given = self.experiment.training.weights_from
-        return None if given is None else RunDirectory(Path(given).absolute().parent, Path(given).absolute().name)
+        return None if given is None else RunDirectory.at(Path(given).absolute())
 
     def train_batches(self) -> source.TrainBatches:
         """This process's share of the run's endless training batches, from the start."""
@@ -108,12 +109,12 @@ def check_weights_from(run: Run) -> None:
     source = run.weights_from
     if source is None:
         return
-    result = source.read_json("result.json")
-    if result is None or result["status"] != "done":
+    result = Result.read(source)
+    if result is None or result.status != "done":
         raise UserError(f"training.weights_from: {source.path} is not the directory of a finished run")
-    if result["row"]["run_id"] != source.path.name:
-        raise UserError(f"training.weights_from: {source.path} holds run {result['row']['run_id']}; keep that name")
-    theirs, ours = result["row"]["tokenizer"], run.dataset.meta.tokenizer_sha256[:12]
+    if result.row["run_id"] != source.path.name:
+        raise UserError(f"training.weights_from: {source.path} holds run {result.row['run_id']}; keep that name")
+    theirs, ours = result.row["tokenizer"], run.dataset.meta.tokenizer_sha256[:12]
     if theirs != ours:
         raise UserError(f"training.weights_from: {source.path} was trained with tokenizer {theirs}, not {ours}")
 

@@ -1,5 +1,6 @@
 """Where metrics go besides metrics.jsonl, and what else a run writes down about its program. Process 0 only."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,7 @@ class TrackedLog:
     def write(self, line: dict[str, Any]) -> None:
         """One line, with its `step`."""
         self._log.write(line)
-        values = {name: value for name, value in line.items() if name != "step" and value is not None}
+        values = {name: value for name, value in line.items() if name != "step" and math.isfinite(value)}
         for tracker in self._trackers:
             tracker.log(line["step"], values)
 

@@ -45,7 +45,7 @@ def publish(directory: RunDirectory, trunk: Trunk, state: str) -> None:
     directory.write_json(_RECORD, {"identity": trunk.identity, "steps": trunk.steps, "state": state})
 
 
-def nearest(directory: RunDirectory, trunk: Trunk) -> dict[str, Any] | None:
+def latest_shared(directory: RunDirectory, trunk: Trunk) -> dict[str, Any] | None:
     """The latest state on the way of the run in `directory`, among the runs beside it: run_id, steps, state."""
     found = []
     for path in directory.path.parent.glob(f"*/{_RECORD}"):

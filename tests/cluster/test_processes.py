@@ -85,8 +85,8 @@ def assert_same_run(folder, whole):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
     result = json.loads((folder / "result.json").read_text())
     assert result["row"]["D_tokens"] == STEPS * 8 * 32
-    assert result["evaluations"][0]["val_loss"] == pytest.approx(whole.result["evaluations"][0]["val_loss"], abs=1e-5)
-    assert result["evaluations"][0]["val_tokens"] == whole.result["evaluations"][0]["val_tokens"]
+    assert result["evaluations"][0]["val_loss"] == pytest.approx(whole.result.evaluations[0]["val_loss"], abs=1e-5)
+    assert result["evaluations"][0]["val_tokens"] == whole.result.evaluations[0]["val_tokens"]
 
 
 def test_sigterm_to_one_stops_both_and_one_process_continues(tree, whole, environment, tmp_path):

@@ -78,7 +78,7 @@ def test_every_poll_can_be_the_one_that_stops(tree, tmp_path):
         if "after" not in message:
             broken = train(experiment, tmp_path / "broken", devices=ONE)
             assert lines(broken.path) == lines(whole.path)
-            assert broken.result["evaluations"] == whole.result["evaluations"]
+            assert broken.result.evaluations == whole.result.evaluations
             shutil.rmtree(tmp_path / "broken")
 
 

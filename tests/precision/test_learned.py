@@ -91,7 +91,7 @@ def test_weights_start_equal_and_scales_train(experiment, tmp_path):
     for name in flat[1]:
         np.testing.assert_array_equal(flat[0][name], flat[1][name])
     outcome = train(learned, tmp_path)
-    losses = outcome.result["row"]["train_loss"], train(plain, tmp_path).result["row"]["train_loss"]
+    losses = outcome.result.row["train_loss"], train(plain, tmp_path).result.row["train_loss"]
     assert all(np.isfinite(losses)) and abs(losses[0] - losses[1]) < 0.5
     from precisionlm.storage.checkpoint import restore_params
     from precisionlm.training.step import abstract_state
@@ -108,7 +108,7 @@ def test_weights_start_equal_and_scales_train(experiment, tmp_path):
 
 def test_learned_scales_evaluate_at_bf16_too(experiment, tmp_path):
     e = with_(experiment, "W=int3/lsq", steps=2, eval_bf16=True)
-    names = [row["evaluation"] for row in train(e, tmp_path).result["evaluations"]]
+    names = [row["evaluation"] for row in train(e, tmp_path).result.evaluations]
     assert names == ["trained", "bf16"]
 
 

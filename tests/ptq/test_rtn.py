@@ -46,7 +46,7 @@ def test_rows_are_recorded_once_beside_the_run(experiment, tmp_path):
     assert [row["ptq_bits"] for row in rows] == [3.0, 6.0] and len(said) == 2
     assert rows == quantize_run(folder, "rtn", [weight_quantization("3"), weight_quantization("6")], said.append)
     assert len(said) == 2
-    trained = outcome.result["evaluations"][0]["val_loss"]
+    trained = outcome.result.evaluations[0]["val_loss"]
     assert abs(rows[1]["val_loss"] - trained) < abs(rows[0]["val_loss"] - trained) + 1e-4
 
 

@@ -32,7 +32,7 @@ def test_resume_is_bitwise_the_unbroken_run(experiment, tmp_path):
     assert broken.run_id == whole.run_id
     assert history(broken.path) == history(whole.path)
     assert [step for step, _ in history(whole.path)] == list(range(1, 13))
-    assert broken.result["evaluations"] == whole.result["evaluations"]
+    assert broken.result.evaluations == whole.result.evaluations
 
 
 def test_a_finished_run_is_skipped_and_never_overwritten(experiment, tmp_path):
@@ -60,7 +60,7 @@ def test_divergence_is_a_recorded_result(experiment, tmp_path):
         train(wild, tmp_path, devices=ONE)
     (result,) = [json.loads(path.read_text()) for path in tmp_path.glob("*/result.json")]
     assert result["status"] == "diverged" and "step 1" in result["reason"]
-    assert math.isnan(result["evaluations"][0]["val_loss"])
+    assert result["evaluations"][0]["val_loss"] is None
     assert train(wild, tmp_path, devices=ONE).status == "skipped"
 
 
@@ -116,7 +116,7 @@ def test_result_has_every_column_of_the_table(experiment, tmp_path):
     from precisionlm.columns import NAMES
 
     outcome = train(experiment, tmp_path, devices=ONE)
-    row = outcome.result["row"] | outcome.result["evaluations"][0]
+    row = outcome.result.row | outcome.result.evaluations[0]
     assert set(NAMES) - set(row) == {"status", "ptq_method", "ptq_bits", "ptq_group"}
     assert set(row) <= set(NAMES)
     assert row["D_tokens"] == 12 * 8 * 32 and row["audit_dots"] == 32
@@ -129,4 +129,4 @@ def test_interim_evaluations_are_logged(tokens_folder, tmp_path):
     outcome = train(build(tree, "test"), tmp_path, devices=ONE)
     found = [line["step"] for line in read_metrics(outcome.path / "metrics.jsonl") if "val_loss" in line]
     assert found == [5, 10]
-    assert [e["evaluation"] for e in outcome.result["evaluations"]] == ["trained", "bf16"]
+    assert [e["evaluation"] for e in outcome.result.evaluations] == ["trained", "bf16"]

@@ -38,7 +38,7 @@ def history(folder):
 
 def same(one, other):
     assert one.run_id == other.run_id and history(one.path) == history(other.path)
-    assert one.result["evaluations"] == other.result["evaluations"]
+    assert one.result.evaluations == other.result.evaluations
 
 
 def test_longer_runs_begin_where_shorter_ones_decay(tree, tmp_path):
@@ -49,9 +49,9 @@ def test_longer_runs_begin_where_shorter_ones_decay(tree, tmp_path):
     assert outcome.compilations <= 1 and len(outcome.done) == 3
     for experiment, begun in zip(budgets, (9, 0, 6), strict=True):
         branched = train(experiment, tmp_path / "sweep")
-        assert branched.result["row"]["branch_steps"] == begun and branched.status == "skipped"
+        assert branched.result.row["branch_steps"] == begun and branched.status == "skipped"
         alone = train(experiment, tmp_path / "alone" / str(experiment.training.steps))
-        assert alone.result["row"]["branch_steps"] == 0
+        assert alone.result.row["branch_steps"] == 0
         same(branched, alone)
 
 
@@ -60,13 +60,13 @@ def test_a_branch_survives_an_interruption_and_a_damaged_trunk_is_not_used(tree,
     with pytest.raises(PreemptedError, match="saved at step 8"):
         train(at(tree, 12), tmp_path / "runs", interrupted=StopAt(1), devices=ONE)
     branched = train(at(tree, 12), tmp_path / "runs", devices=ONE)
-    assert (branched.result["row"]["branch_from"], branched.result["row"]["branch_steps"]) == (short.run_id, 6)
+    assert (branched.result.row["branch_from"], branched.result.row["branch_steps"]) == (short.run_id, 6)
     same(branched, train(at(tree, 12), tmp_path / "alone", devices=ONE))
     (kept,) = (branched.path / "trunk").iterdir()
     shutil.rmtree(kept / "state" / "ocdbt.process_0")
     with pytest.warns(UserWarning, match="checkpoint of step 9 is damaged"):
         anew = train(at(tree, 16), tmp_path / "runs", devices=ONE)
-    assert anew.result["row"]["branch_steps"] == 0
+    assert anew.result.row["branch_steps"] == 0
 
 
 def test_only_runs_that_are_alike_before_their_decay_share_a_trunk(tree, tmp_path):
@@ -74,7 +74,7 @@ def test_only_runs_that_are_alike_before_their_decay_share_a_trunk(tree, tmp_pat
     others = (at(tree, 12, warmup_steps=3), at(tree, 12, learning_rate=1e-3), at(tree, 12, schedule="cosine"),
               at(tree, 6), at(tree, 12, final_fraction=0.1))  # fmt: skip
     for other in others:
-        assert train(other, tmp_path, devices=ONE).result["row"]["branch_steps"] == 0
+        assert train(other, tmp_path, devices=ONE).result.row["branch_steps"] == 0
     longer = prepare_run(at(tree, 12, decay_fraction=0.5), ONE).trunk
     assert longer.identity == prepare_run(at(tree, 8), ONE).trunk.identity and longer.steps == 6
     assert prepare_run(at(tree, 12, schedule="cosine"), ONE).trunk is None

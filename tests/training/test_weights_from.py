@@ -13,7 +13,7 @@ from precisionlm.errors import UserError
 from precisionlm.ptq.evaluate import quantize_run, weight_quantization
 from precisionlm.storage.checkpoint import Checkpoints, absolute, folder_of, restore_params
 from precisionlm.storage.run_directory import RunDirectory
-from precisionlm.training.execute import begin, train
+from precisionlm.training.execute import beginning_of, train
 from precisionlm.training.run import prepare_run
 from precisionlm.training.step import abstract_state, initial_state, without_learned_scales
 
@@ -38,9 +38,9 @@ def tree(tokens_folder):
 def started(experiment, folder, devices=None):
     run = prepare_run(experiment, devices)
     with Checkpoints(folder, experiment.checkpoint) as checkpoints:
-        step, state, position = begin(run, RunDirectory(folder, run.run_id), checkpoints)
-    assert (step, position) == (0, {})
-    return run, state
+        beginning = beginning_of(run, RunDirectory(folder, run.run_id), checkpoints)
+    assert (beginning.step, beginning.position) == (0, {})
+    return run, beginning.state
 
 
 @pytest.mark.parametrize("recipe", ["W4A4", "W=int4/lsq,A=int4/lac"])
@@ -62,10 +62,10 @@ def test_weights_and_nothing_else_are_taken(tree, tmp_path, recipe):
 def test_a_run_from_weights_goes_on_from_their_loss(tree, tmp_path):
     source = train(at(tree, "bf16", steps=12), tmp_path, devices=ONE)
     outcome = train(at(tree, "W8A8", source), tmp_path, devices=ONE)
-    assert outcome.result["row"]["weights_from"] == source.run_id and outcome.run_id != source.run_id
-    first = source.result["evaluations"][0]["val_loss"]
-    assert outcome.result["evaluations"][0]["val_loss"] < first + 0.05
-    assert train(at(tree, "W8A8"), tmp_path, devices=ONE).result["evaluations"][0]["val_loss"] > first + 0.1
+    assert outcome.result.row["weights_from"] == source.run_id and outcome.run_id != source.run_id
+    first = source.result.evaluations[0]["val_loss"]
+    assert outcome.result.evaluations[0]["val_loss"] < first + 0.05
+    assert train(at(tree, "W8A8"), tmp_path, devices=ONE).result.evaluations[0]["val_loss"] > first + 0.1
 
 
 def test_what_is_no_source_is_an_error(tree, tmp_path, capsys):
@@ -95,7 +95,7 @@ def test_checkpoints_in_a_folder_of_their_own(tree, tmp_path):
     assert {p.name for p in (tmp_path / "bucket" / first.run_id).iterdir()} == {"checkpoints", "trunk"}
     assert not (first.path / "checkpoints").exists() and not (first.path / "trunk").exists()
     branched = train(at(wsd | elsewhere, "bf16", steps=6), tmp_path / "runs", devices=ONE)
-    assert branched.result["row"]["branch_steps"] == 2
+    assert branched.result.row["branch_steps"] == 2
     (row,) = quantize_run(first.path, "rtn", [weight_quantization("4")], print)
     assert row["val_loss"] > 0
     _, state = started(at(tree, "bf16", first), tmp_path / "new", ONE)

@@ -1,0 +1,45 @@
+"""What a finished run leaves: result.json, read and written here alone."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from precisionlm.errors import UserError
+from precisionlm.storage.run_directory import RunDirectory
+
+_NAME = "result.json"
+
+
+class Result(BaseModel):
+    """status: done, or diverged with its reason. row: the run's own columns of the runs table (`columns`).
+    evaluations: the columns of each of its evaluations; numbers that are not finite are None."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    status: Literal["done", "diverged"]
+    reason: str
+    row: dict[str, Any]
+    evaluations: list[dict[str, Any]]
+
+    @staticmethod
+    def read(directory: RunDirectory) -> "Result | None":
+        """The result of a run; None where it is not finished. Raises UserError where the file cannot be read."""
+        content = directory.read_json(_NAME)
+        if content is None:
+            return None
+        try:
+            return Result.model_validate(content)
+        except ValidationError as error:
+            found = error.errors()[0]
+            where = ".".join(map(str, found["loc"])) or "the file"
+            raise UserError(f"{directory.path / _NAME}: no result of a run: {where}: {found['msg']}") from None
+
+    def write(self, directory: RunDirectory) -> None:
+        """Complete or not at all. Raises UserError."""
+        directory.write_json(_NAME, self.model_dump())
+
+
+def finished_under(root: Path) -> list[RunDirectory]:
+    """Run directories at or under a folder that have a result, by path."""
+    return [RunDirectory.at(path.parent) for path in sorted(Path(root).rglob(_NAME))]
