@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from precisionlm.config import ModelConfig
-from precisionlm.model.linear import Linear, RMSNorm, operand_statistics
+from precisionlm.model.linear import Linear, RMSNorm
 from precisionlm.model.placement import UNPLACED, Placement
 from precisionlm.precision.binding import Grids, Structure
-from precisionlm.precision.dot_general import dot_general, fake_quantize
+from precisionlm.precision.dot_general import dot_general
+from precisionlm.precision.quantize import fake_quantize
 
 
 def rotary_tables(time: int, head_size: int, base: float) -> tuple[jax.Array, jax.Array]:
@@ -61,9 +62,7 @@ class Attention(nn.Module):
             q_BTNH = RMSNorm(m.norm_epsilon, name="q_norm")(q_BTNH)
             k_BTKH = RMSNorm(m.norm_epsilon, name="k_norm")(k_BTKH)
         q_BTNH, k_BTKH = rotate(q_BTNH, tables), rotate(k_BTKH, tables)
-        for name, value in (("q", q_BTNH), ("k", k_BTKH), ("v", v_BTKH)):
-            self._audit(name, value, grids)
-        if self.kernel == "cudnn" and "p" not in self.structure.site("attention"):
+        if self.kernel == "cudnn" and self._fusible():
             q_BTNH, k_BTKH, v_BTKH = (
                 self._quantized(name, value, grids, key)
                 for name, value in (("q", q_BTNH), ("k", k_BTKH), ("v", v_BTKH))
@@ -77,28 +76,25 @@ class Attention(nn.Module):
         residual = nn.initializers.normal(m.init_std / (2 * m.layers) ** 0.5)
         return Linear("out", (D,), self.structure, residual, name="out")(o_BTX, grids, key, magnitude_BT1)
 
+    def _fusible(self):
+        """Whether the fused kernel computes what the recipe says: it knows no quantized probabilities, and its
+        gradients use the operands that it was given."""
+        operands = self.structure.site("attention")
+        return "p" not in operands and (not operands or self.structure.backward == "quantized")
+
     def _explicit(self, q_BTNH, k_BSKH, v_BSKH, grids, key):
         B, T, N, H = q_BTNH.shape
         K = k_BSKH.shape[2]
         own = grids.get("attention", {})
-        score = dot_general(self.structure, "attention", own, self._key(key, "q"), operands=("q", "k"))
-        mix = dot_general(self.structure, "attention", own, self._key(key, "p"), operands=("p", "v"), rhs_axis=3)
+        score = dot_general(self.structure, "attention", own, key, operands=("q", "k"))
+        mix = dot_general(self.structure, "attention", own, key, operands=("p", "v"), rhs_axis=3)
         q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
         per_head = ((0, 2), (0, 2))
         logits_BKTGS = score(q_BTKGH, k_BSKH, (((4,), (3,)), per_head), preferred_element_type=jnp.float32)
         causal_T1S = jnp.tril(jnp.ones((T, T), bool))[:, None]
         p_BKTGS = jax.nn.softmax(jnp.where(causal_T1S, logits_BKTGS * H**-0.5, -jnp.inf), axis=-1).astype(v_BSKH.dtype)
-        self._audit("p", p_BKTGS, grids)
         o_BKTGH = mix(p_BKTGS, v_BSKH, (((4,), (1,)), ((0, 1), (0, 2))))
         return o_BKTGH.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
-
-    def _audit(self, operand, x, grids):
-        scaling = self.structure.site("attention").get(operand)
-        if scaling is not None and self.is_mutable_collection("audit"):
-            self.sow("audit", operand, operand_statistics(x, -1, scaling, grids["attention"][operand]))
-
-    def _key(self, key, operand):
-        return None if key is None else jax.random.fold_in(key, ord(operand))
 
     def _quantized(self, operand, x, grids, key):
         """x as the recipe has this operand; scales along the last axis."""
@@ -106,4 +102,4 @@ class Attention(nn.Module):
         if scaling is None:
             return x
         grid = grids["attention"][operand]
-        return fake_quantize(x, -1, scaling, grid, f"attention.{operand}", self._key(key, operand))
+        return fake_quantize(x, -1, scaling, grid, f"attention.{operand}", key)

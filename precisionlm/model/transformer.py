@@ -12,11 +12,12 @@ import jax.numpy as jnp
 
 from precisionlm.config import ModelConfig
 from precisionlm.model.attention import Attention, rotary_tables
-from precisionlm.model.linear import Linear, RMSNorm, largest_magnitude, operand_statistics
+from precisionlm.model.linear import Linear, RMSNorm, largest_magnitude, linear
 from precisionlm.model.placement import UNPLACED, Placement
 from precisionlm.precision.binding import Grids, Structure, pack
-from precisionlm.precision.dot_general import PRODUCT_TAG, dot_general, fake_quantize
-from precisionlm.precision.scaling import SCALE_TAG, takes_magnitude
+from precisionlm.precision.dot_general import PRODUCT_TAG
+from precisionlm.precision.quantize import fake_quantize
+from precisionlm.precision.scaling import SCALE_TAG, from_largest
 
 _NAMED = jax.checkpoint_policies.save_only_these_names(SCALE_TAG, PRODUCT_TAG)
 
@@ -53,7 +54,7 @@ class MLP(nn.Module):
         scaling = self.structure.site("down").get("a")
         if m.projection_norm:
             h_BTF, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="down_norm").with_magnitude(h_BTF)
-        elif scaling and takes_magnitude(scaling):
+        elif scaling and from_largest(scaling):
             # From a computation of its own: so h_BTF has one reader, into which it is fused, and is never written but
             # quantized. The barrier keeps the compiler from finding that the two computations are the same.
             again_BT2F = jax.lax.optimization_barrier(jax.lax.stop_gradient(h_BT2F))
@@ -108,7 +109,7 @@ class Transformer(nn.Module):
             block = nn.remat(Block, prevent_cse=self.unroll >= m.layers, policy=_REMAT[self.remat])
         self.blocks = nn.scan(
             block,
-            variable_axes={"params": 0, "audit": 0, "perturbations": 0},
+            variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast),
             length=m.layers,
@@ -129,8 +130,6 @@ class Transformer(nn.Module):
         table_VD = self.embedding_VD
         if scaling := self.structure.site("embed").get("w"):
             grid, table_VD = grids["embed"]["w"], table_VD.astype(self.dtype)
-            if self.is_mutable_collection("audit"):
-                self.sow("audit", "embed.w", operand_statistics(table_VD, -1, scaling, grid))
             table_VD = fake_quantize(table_VD, -1, scaling, grid, "embed.w", key)
         # Cast after the gather: the gradient of a row is the sum over its token's occurrences, thousands in a batch,
         # and a sum kept in bfloat16 stops growing after 256 alike.
@@ -144,14 +143,8 @@ class Transformer(nn.Module):
 
     def logits(self, x_BTD: jax.Array, grids: Grids, key: jax.Array | None = None) -> jax.Array:
         """x_BTD → logits_BTV in float32."""
-        w_DV = (self.embedding_VD.T if self.model.tie_embeddings else self.head_DV).astype(self.dtype)
-        operands, site_grids = self.structure.site("head"), grids.get("head", {})
-        if self.is_mutable_collection("audit"):
-            for name, value, axis in (("a", x_BTD, -1), ("w", w_DV, 0)):
-                if name in operands:
-                    self.sow("audit", f"head.{name}", operand_statistics(value, axis, operands[name], site_grids[name]))
-        product = dot_general(self.structure, "head", site_grids, key)
-        return product(x_BTD, w_DV, (((2,), (0,)), ((), ()))).astype(jnp.float32)
+        w_DV = self.embedding_VD.T if self.model.tie_embeddings else self.head_DV
+        return linear(self.structure, "head", x_BTD, w_DV, grids, key, {"w": w_DV}).astype(jnp.float32)
 
 
 def axis_sizes(model: ModelConfig, sequence_length: int) -> dict[str, dict[str, int]]:

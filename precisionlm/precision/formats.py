@@ -47,7 +47,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Format:
-    """A number format. `kind`: none (bf16, unquantized), int (odd number of uniform levels) or float.
+    """A number format. `kind`: unquantized (bf16), int (odd number of uniform levels) or float.
 
     exponent, mantissa: bits as the laws count them (an integer of b bits has 0 and b - 1). levels: of an integer grid.
     special: codes lost at the top of a float (1 for E4M3FN's NaN, a whole exponent for E5M2's Inf and NaN).
@@ -64,7 +64,7 @@ class Format:
     def grid(self, edge: bool = False) -> Grid:
         """The grid's scalars (numpy float32). `edge`: the largest magnitude maps to the outer edge of the last bucket
         (AQT's default for integers) instead of to the largest value (the three papers)."""
-        if self.kind == "none":
+        if self.kind == "unquantized":
             return _grid(0, 1, 1, 1, 1, 1, 1)
         if self.kind == "int":
             largest = (self.levels - 1) // 2
@@ -96,7 +96,7 @@ class Format:
 
     def values(self) -> np.ndarray:
         """All values of the grid, ascending, float64. Raises ValueError for grids of more than 2^13 values."""
-        if self.bits > 13 or self.kind == "none":
+        if self.bits > 13 or self.kind == "unquantized":
             raise ValueError(f"{self.name} has too many values to list")
         if self.kind == "int":
             qmax = (self.levels - 1) // 2
@@ -129,7 +129,7 @@ def _reach(fmt: Format) -> float:
     return float(candidates[int(np.argmin([error(c) for c in candidates]))])
 
 
-BF16 = Format("bf16", "none", 16, 8, 7)
+BF16 = Format("bf16", "unquantized", 16, 8, 7)
 _FLOAT = re.compile(r"e(\d)m(\d+)(fn)?")
 _NAMES = ["bf16", "int4", "int8", "e4m3", "e4m3fn", "e5m2", "e2m1", "e3m2", "e2m3", "ternary", "levels5"]
 

@@ -24,6 +24,7 @@ BLOCK_LINEAR = ("qkv", "out", "gate_up", "down")
 SITES = (*BLOCK_LINEAR, "attention", "embed", "head")
 LINEAR_OPERANDS = ("a", "w", "dgrad_dy", "dgrad_w", "wgrad_dy", "wgrad_x")
 ATTENTION_OPERANDS = ("q", "k", "v", "p")
+OPERANDS = (*LINEAR_OPERANDS, *ATTENTION_OPERANDS)
 
 _SYMBOLS = {
     "W": ("w",),
@@ -118,7 +119,7 @@ class Recipe:
                             cells[layer] = quantization
         return {s: {o: tuple(cells) for o, cells in operands.items()} for s, operands in table.items()}
 
-    def base(self, operand: str) -> Quantization | None:
+    def commonest(self, operand: str) -> Quantization | None:
         """The commonest quantization of an operand over the blocks' sites, layers left out of account."""
         table = self.resolve(1)
         sites = ("attention",) if operand in ATTENTION_OPERANDS else BLOCK_LINEAR
@@ -188,7 +189,7 @@ def _parse_body(body: str, text: str) -> tuple[tuple[str, Quantization | None], 
                     raise UserError(f"recipe '{text}': operand '{operand}' is given twice in '{body}'")
                 common = modifiers if operand in LINEAR_OPERANDS else []
                 found[operand] = _modified(quantization, [*common, *own_modifiers], text)
-    return tuple((o, found[o]) for o in (*LINEAR_OPERANDS, *ATTENTION_OPERANDS) if o in found)
+    return tuple((o, found[o]) for o in OPERANDS if o in found)
 
 
 def _parse_entry(entry: str, text: str) -> list[tuple[tuple[str, ...], Quantization, list[str]]]:
@@ -236,7 +237,7 @@ def _parse_value(word: str, text: str) -> Quantization:
 
 
 def _modified(quantization: Quantization, modifiers: list[str], text: str) -> Quantization | None:
-    if quantization.format.kind == "none":
+    if quantization.format.kind == "unquantized":
         return None
     scaling = quantization.scaling
     for word in modifiers:

@@ -32,8 +32,8 @@ class Scaling:
     default), mse (the scale is a multiple of the root mean square, the best one for a normal variable: QuEST), or a
     trained parameter: lsq, the step size of weights, and lac, the share of the largest magnitude that activations keep
     (`precision.learned`). stochastic: stochastic rounding. rotate: size of the block-Hadamard transform of a product's
-    two operands along the contracted axis before they are quantized (QuEST, Quartet); 0 for none. codes: dtype in which
-    values enter a native product; empty in simulation.
+    two operands along the contracted axis before they are quantized (QuEST, Quartet); 0 for none. code_dtype: in
+    which values enter a native product; empty in simulation.
     """
 
     sharing: str = "channel"
@@ -42,34 +42,34 @@ class Scaling:
     clip: str = "absmax"
     stochastic: bool = False
     rotate: int = 0
-    codes: str = ""
+    code_dtype: str = ""
 
 
 def scale_of(
-    x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid, magnitude: jax.Array | None = None
+    x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid, extent: jax.Array | None = None
 ) -> jax.Array:
     """The float32 scale s of each value, so that x / s fits the grid. Broadcastable against x; zero groups give a
     finite scale. x: float32. axis: who shares a channel or group scale; groups run along the last of several axes.
-    magnitude: the largest magnitudes along `axis` where they are known already, one a channel (for trained scales:
-    `magnitude_of(x, ...)`).
+    extent: the largest magnitudes along `axis` where they are known already, one a channel (for trained scales: what
+    maps to the grid's bound, one a sharer).
 
     The scales themselves, one a sharer, are named SCALE_TAG: small, and worth saving for the backward pass, where
     computing them again would be a pass over x.
     """
-    if magnitude is None or not takes_magnitude(scaling):
-        magnitude = magnitude_of(x, axis, scaling, grid)
+    if extent is None or not from_largest(scaling):
+        extent = extent_of(x, axis, scaling, grid)
     elif scaling.sharing == "tensor" and scaling.clip not in LEARNED:
-        magnitude = jnp.max(magnitude, keepdims=True)
-    scale = checkpoint_name(_from_magnitude(magnitude, scaling, grid), SCALE_TAG)
+        extent = jnp.max(extent, keepdims=True)
+    scale = checkpoint_name(_from_extent(extent, scaling, grid), SCALE_TAG)
     return spread(scale, x.shape, axis, scaling)
 
 
-def takes_magnitude(scaling: Scaling) -> bool:
-    """Whether the scales follow from the largest magnitudes along an axis."""
+def from_largest(scaling: Scaling) -> bool:
+    """Whether the scales follow from the largest magnitudes along an axis, one a channel."""
     return scaling.clip in LEARNED or (scaling.sharing in ("channel", "tensor") and scaling.clip != "mse")
 
 
-def magnitude_of(x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid) -> jax.Array:
+def extent_of(x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid) -> jax.Array:
     """What maps to the grid's bound, one a sharer (`shape_of_scales`): the largest magnitude, or the clipping point
     that suits a normal variable."""
     parts, reduced = _partition(x.shape, axis, scaling)
@@ -114,7 +114,7 @@ def _partition(
     return blocked, (1, len(blocked) - 1)
 
 
-def _from_magnitude(amax: jax.Array, scaling: Scaling, grid: Grid) -> jax.Array:
+def _from_extent(amax: jax.Array, scaling: Scaling, grid: Grid) -> jax.Array:
     """The scale of values whose largest magnitude is amax."""
     if scaling.scale_type == "e8m0":
         # OCP MX 1.0 §6.3: 2^(floor(log2 amax) - emax); magnitudes above the largest value saturate.

@@ -22,7 +22,7 @@ METHODS: dict[str, Callable[[Any, Quantization], Any]] = {"rtn": round_to_neares
 def weight_quantization(text: str) -> Quantization:
     """`4`, `int4`, `int4/g128`, `mxfp4`, … as a recipe writes a weight's format. Raises UserError."""
     word = f"int{text}" if text.isdigit() else text
-    quantization = parse_recipe(f"W={word}").base("w")
+    quantization = parse_recipe(f"W={word}").commonest("w")
     if quantization is None:
         raise UserError(f"'{text}' leaves the weights unquantized; give bits such as 4 or a format such as int4/g128")
     return quantization

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from precisionlm.precision.dot_general import quantize
+from precisionlm.precision.quantize import quantize
 from precisionlm.precision.recipe import Quantization
 
 

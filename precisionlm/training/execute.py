@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import jax
 from precisionlm.cluster.processes import check_rows, gather, is_first, on_all, on_first
 from precisionlm.config import Experiment, load, to_yaml
 from precisionlm.errors import DivergedError, PreemptedError, UserError
-from precisionlm.precision import audit
+from precisionlm.precision import audit, marks
 from precisionlm.storage.checkpoint import Checkpoints, folder_of, restore_params, restore_state
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import (
@@ -26,10 +27,10 @@ from precisionlm.storage.run_directory import (
 )
 from precisionlm.training.evaluate import place
 from precisionlm.training.loop import Beginning, Progress, Recorder, Training
-from precisionlm.training.measure import operand_values
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import Run, check_weights_from, evaluation_row, prepare_run, result_row
 from precisionlm.training.step import (
+    Program,
     State,
     abstract_state,
     initial_state,
@@ -201,10 +202,26 @@ def audit_run(run: Run, state: State) -> dict[str, Any]:
     """audit.json's content, from the training step's program and the first batch. Raises UserError where a recipe entry
     reached no product."""
     tokens = place(next(run.train_batches())["tokens"], run.program)
-    counts = audit.count_products(_traced_step(run, state, tokens).jaxpr)
-    audit.check_applied(run.recipe, run.program.structure, counts)
-    values = operand_values(run.program, state, tokens, run.grids)
-    return audit.report(run.recipe, run.program.structure, counts, values, run.experiment.model.layers)
+    structure, layers = run.program.structure, run.experiment.model.layers
+    counts = marks.count_products(_traced_step(run, state, tokens).jaxpr)
+    audit.check_applied(run.recipe, structure, counts)
+    measured = {}
+    if structure.sites:
+        expected = audit.expected_grids(run.recipe, structure, layers)
+        measured = jax.device_get(_measuring(run.program)(_arguments(run, state, tokens), expected))
+    return audit.report(run.recipe, structure, counts, measured, layers)
+
+
+@cache
+def _measuring(program: Program) -> Any:
+    """Jitted (arguments of the training step, expected grids) → statistics of every quantized operand."""
+    wanted = frozenset(f"{site}.{operand}" for site, operand, _ in program.structure.entries())
+
+    def measure(arguments: Any, expected: Any) -> marks.Statistics:
+        jaxpr = train_step(program).trace(*arguments).jaxpr
+        return marks.statistics(jaxpr, expected, wanted, jax.tree.leaves(arguments))
+
+    return jax.jit(measure)
 
 
 def step_text(run: Run, state: State) -> str:
@@ -213,5 +230,9 @@ def step_text(run: Run, state: State) -> str:
 
 
 def _traced_step(run: Run, state: State, tokens: jax.Array) -> Any:
-    hyper, seed = hyperparameters(run.experiment), run.experiment.training.seed
-    return train_step(run.program).trace(state, tokens, run.grids, hyper, seed)
+    return train_step(run.program).trace(*_arguments(run, state, tokens))
+
+
+def _arguments(run: Run, state: State, tokens: jax.Array) -> tuple[Any, ...]:
+    """Of the training step."""
+    return state, tokens, run.grids, hyperparameters(run.experiment), run.experiment.training.seed

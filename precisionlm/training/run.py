@@ -14,7 +14,8 @@ from precisionlm.config import Experiment, run_id
 from precisionlm.data import source
 from precisionlm.errors import UserError
 from precisionlm.model.transformer import axis_sizes, parameter_counts
-from precisionlm.precision.binding import Grids, bind, format_columns, leaks_future
+from precisionlm.precision.binding import Grids, bind, leaks_future
+from precisionlm.precision.describe import format_columns
 from precisionlm.precision.recipe import Recipe, parse_recipe
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory

@@ -117,7 +117,7 @@ def test_explicit_attention_equals_jax():
 def test_attentions_products_are_those_of_quantized_operands(recipe, dtype):
     """Against plain einsums of quantized values with the straight-through gradient, for values and gradients."""
     from precisionlm.model.attention import Attention
-    from precisionlm.precision.dot_general import fake_quantize
+    from precisionlm.precision.quantize import fake_quantize
 
     sizes = axis_sizes(MODEL, T)
     structure, grids = bind(parse_recipe(recipe), 1, sizes)

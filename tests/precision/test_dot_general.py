@@ -11,8 +11,9 @@ from aqt.jax.v2 import config as aqt_config
 
 from precisionlm.errors import UserError
 from precisionlm.precision.binding import bind
-from precisionlm.precision.dot_general import block_hadamard, dot_general, fake_quantize, quantize
+from precisionlm.precision.dot_general import dot_general
 from precisionlm.precision.formats import parse_format
+from precisionlm.precision.quantize import block_hadamard, fake_quantize, quantize
 from precisionlm.precision.recipe import parse_recipe
 from precisionlm.precision.scaling import Scaling
 
@@ -184,7 +185,12 @@ def test_scales_are_invariant_to_powers_of_two():
 
 def test_unquantized_sites_are_plain_dots():
     structure, _ = bind(parse_recipe("W4A4@down:bf16"), 1, {})
-    assert dot_general(structure, "down", {}) is jax.lax.dot_general
+    product = dot_general(structure, "down", {})
+    assert (
+        "dot_general" in (text := str(jax.make_jaxpr(lambda x, w: product(x, w, DN))(X, W)))
+        and "custom_vjp" not in text
+    )
+    np.testing.assert_array_equal(jax.jit(lambda x, w: product(x, w, DN))(X, W), jax.jit(jnp.dot)(X, W))
 
 
 @pytest.mark.parametrize("fmt", ["int2", "int4", "e2m1", "e3m0"])
@@ -272,6 +278,6 @@ def test_a_known_magnitude_changes_nothing(recipe):
     structure, grids = bind(parse_recipe(recipe), 1, {})
     layer = jax.tree.map(lambda leaf: leaf[0], grids["qkv"])
     known = np.abs(X).max(axis=-1, keepdims=True)
-    plain, given = (jax.jit(lambda x, w, m=m: dot_general(structure, "qkv", layer, magnitude=m)(x, w, DN))(X, W)
+    plain, given = (jax.jit(lambda x, w, m=m: dot_general(structure, "qkv", layer, extent=m)(x, w, DN))(X, W)
                     for m in (None, known))  # fmt: skip
     np.testing.assert_array_equal(plain, given)

@@ -11,11 +11,11 @@ from precisionlm.precision.recipe import parse_recipe
     [("W4", 4), ("W4-g128", 4.25), ("mxfp4", 4.25), ("mxfp6_e3m2", 6.25), ("mxfp8", 8.25), ("nvfp4", 4.5)],
 )
 def test_bits_count_the_scales(recipe, bits):
-    assert bits_per_value(parse_recipe(recipe).base("w")) == bits
+    assert bits_per_value(parse_recipe(recipe).commonest("w")) == bits
 
 
 def test_a_scale_a_channel_counts_where_its_length_is_known():
-    assert bits_per_value(parse_recipe("W4").base("w"), axis=64) == 4.5
+    assert bits_per_value(parse_recipe("W4").commonest("w"), axis=64) == 4.5
     assert bits_per_value(None) == 16
 
 

@@ -10,10 +10,10 @@ from precisionlm.errors import UserError
 from precisionlm.precision.binding import bind
 from precisionlm.precision.formats import parse_format
 from precisionlm.precision.learned import (
-    activations_magnitude,
-    initial_log_magnitude,
+    activations_extent,
+    initial_log_extent,
     learned_quantize,
-    weights_magnitude,
+    weights_extent,
 )
 from precisionlm.precision.recipe import parse_recipe
 from precisionlm.precision.scaling import Scaling, shape_of_scales
@@ -38,10 +38,10 @@ def with_(experiment: Experiment, recipe: str, **training) -> Experiment:
 @pytest.mark.parametrize("scaling", SHARINGS, ids=lambda s: s.sharing)
 def test_lsqs_gradient_is_the_papers(scaling):
     """Esser et al. 2020, equation 3: round(w/s) - w/s inside, the end of the range outside; times 1/sqrt(N Q)."""
-    u = initial_log_magnitude(W, 0, scaling, GRID) - 0.5  # so that some weights lie outside
+    u = initial_log_extent(W, 0, scaling, GRID) - 0.5  # so that some weights lie outside
     assert u.shape == shape_of_scales(W.shape, 0, scaling)
     dy = jax.random.normal(jax.random.key(1), W.shape)
-    loss = lambda w, u: jnp.sum(dy * learned_quantize(w, weights_magnitude(u), 0, scaling, "t.w", GRID))  # noqa: E731
+    loss = lambda w, u: jnp.sum(dy * learned_quantize(w, weights_extent(u), 0, scaling, "t.w", GRID))  # noqa: E731
     dw, du = jax.grad(loss, (0, 1))(W, u)
     parts = {"tensor": W.reshape(1, -1), "channel": W.T, "group": W.reshape(4, 16, 32).swapaxes(1, 2).reshape(-1, 16)}
     v = np.asarray(parts[scaling.sharing], np.float64)
@@ -63,7 +63,7 @@ def test_clipped_values_move_the_share_as_finite_differences_say():
     scaling, dy = Scaling(clip="lac"), jax.random.normal(jax.random.key(2), W.shape)
 
     def loss(u):
-        magnitude = activations_magnitude(x, -1, scaling, GRID, u)
+        magnitude = activations_extent(x, -1, scaling, GRID, u)
         return jnp.sum(dy * learned_quantize(x, magnitude, -1, scaling, "t.a", GRID))
 
     at, h = jnp.float32(np.log(0.5)), 1e-2
@@ -73,9 +73,9 @@ def test_clipped_values_move_the_share_as_finite_differences_say():
 
 def test_lac_keeps_everything_at_the_start():
     scaling = Scaling(clip="lac")
-    m = activations_magnitude(W, -1, scaling, GRID, jnp.float32(0.0))
+    m = activations_extent(W, -1, scaling, GRID, jnp.float32(0.0))
     np.testing.assert_array_equal(m, jnp.abs(W).max(-1, keepdims=True))
-    assert activations_magnitude(W, -1, scaling, GRID, jnp.float32(-1.0)).max() < jnp.abs(W).max()
+    assert activations_extent(W, -1, scaling, GRID, jnp.float32(-1.0)).max() < jnp.abs(W).max()
 
 
 def test_weights_start_equal_and_scales_train(experiment, tmp_path):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from precisionlm.precision.dot_general import quantize
 from precisionlm.precision.formats import parse_format, round_to_grid
+from precisionlm.precision.quantize import quantize
 from precisionlm.precision.recipe import parse_recipe
 from precisionlm.precision.scaling import Scaling, scale_of
 
@@ -78,7 +78,7 @@ def group_maxima(x, sharing, group):
 
 def preset(name):
     """(scaling, grid) of a recipe's one-word format."""
-    quantization = parse_recipe(name).base("w")
+    quantization = parse_recipe(name).commonest("w")
     return quantization.scaling, quantization.format.grid()
 
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from precisionlm.errors import UserError
-from precisionlm.precision.binding import bind, format_columns, leaks_future
+from precisionlm.precision.binding import bind, leaks_future
+from precisionlm.precision.describe import format_columns
 from precisionlm.precision.recipe import LINEAR_OPERANDS, parse_recipe
 
 SPELLINGS = {

@@ -88,7 +88,7 @@ def test_kumars_budgets_and_operands():
     one_operand = [f"W{b}" for b in bits] + [f"{o}=int{b}/tensor" for o, b in product(("A", "KV"), bits)]
     assert {e.precision.recipe for e in grid} == canonical("bf16", *one_operand)
     floats = {parse_recipe(e.precision.recipe) for e in load_sweep(CONFIGS / "kumar2024/float_weights.yaml")}
-    assert sorted(recipe.base("w").format.bits for recipe in floats) == [3, 4, 5, 6, 7, 8, 12]
+    assert sorted(recipe.commonest("w").format.bits for recipe in floats) == [3, 4, 5, 6, 7, 8, 12]
 
 
 def test_kumars_validation_runs_cost_the_same():
@@ -99,17 +99,17 @@ def test_kumars_validation_runs_cost_the_same():
     assert all(e.tokens == pytest.approx(16e9, rel=1e-5) for e in matched)
     for e, b in list(zip(matched, bits, strict=True))[:3]:
         recipe = parse_recipe(e.precision.recipe)
-        assert {recipe.base(operand).format.bits for operand in ("w", "a", "q", "k", "v")} == {b}
+        assert {recipe.commonest(operand).format.bits for operand in ("w", "a", "q", "k", "v")} == {b}
     assert [e.training.dtype for e in matched] == ["bfloat16"] * 4 + ["float32"]
 
 
 def sun_row(e: Experiment) -> tuple[int, int, int, int, str]:
     """N, D, E, M, B of one run; that P2, P4 and P6 and nothing else are quantized alike is checked on the way."""
     recipe = parse_recipe(e.precision.recipe)
-    operands = {o: recipe.base(o) for o in ("a", "w", "dgrad_dy", "dgrad_w", "wgrad_dy", "wgrad_x")}
+    operands = {o: recipe.commonest(o) for o in ("a", "w", "dgrad_dy", "dgrad_w", "wgrad_dy", "wgrad_x")}
     assert operands["a"] is operands["dgrad_dy"] is operands["wgrad_dy"] is None
     assert operands["w"] == operands["dgrad_w"] == operands["wgrad_x"]
-    assert recipe.base("q") is recipe.base("k") is recipe.base("p") is None
+    assert recipe.commonest("q") is recipe.commonest("k") is recipe.commonest("p") is None
     format_, scaling = operands["w"].format, operands["w"].scaling
     block = str(scaling.group) if scaling.sharing == "group" else scaling.sharing
     return non_embedding_parameters(e.model), e.tokens, format_.exponent, format_.mantissa, block

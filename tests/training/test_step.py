@@ -6,7 +6,7 @@ import pytest
 
 from precisionlm.config import build
 from precisionlm.errors import UserError
-from precisionlm.precision import audit
+from precisionlm.precision import audit, marks
 from precisionlm.training.evaluate import evaluate, place
 from precisionlm.training.execute import audit_run
 from precisionlm.training.optimizer import hyperparameters
@@ -145,7 +145,7 @@ def audit_counts(run):
     state = initial_state(run.program, 0, run.grids)
     tokens = place(next(run.train_batches())["tokens"], run.program)
     hyper = hyperparameters(run.experiment)
-    return audit.count_products(train_step(run.program).trace(state, tokens, run.grids, hyper, 0).jaxpr)
+    return marks.count_products(train_step(run.program).trace(state, tokens, run.grids, hyper, 0).jaxpr)
 
 
 def test_unquantized_run_has_no_quantized_product(tokens_folder):

@@ -1,5 +1,7 @@
 """Metrics beside the run directory's own: what goes where, and that nothing of it changes a run."""
 
+import math
+
 import pytest
 
 from precisionlm.config import TrackingConfig
@@ -44,8 +46,9 @@ def test_lines_go_to_every_tracker_without_what_is_not_finite():
         write = staticmethod(lines.append)
         flush = staticmethod(lambda: None)
 
-    TrackedLog(Log(), [Recording()]).write({"step": 4, "loss": 2.5, "grad_norm": None})
-    assert seen == [(4, {"loss": 2.5})] and lines == [{"step": 4, "loss": 2.5, "grad_norm": None}]
+    TrackedLog(Log(), [Recording()]).write({"step": 4, "loss": 2.5, "grad_norm": math.nan})
+    assert math.isnan(lines[0].pop("grad_norm"))
+    assert seen == [(4, {"loss": 2.5})] and lines == [{"step": 4, "loss": 2.5}]
 
 
 def test_a_package_that_is_not_there_is_one_line(tmp_path, monkeypatch):
