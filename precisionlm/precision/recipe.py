@@ -2,11 +2,13 @@
 
 recipe    = rule { "@" rule }                    later rules override earlier ones
 rule      = [ sites [ "[" layers "]" ] ":" ] body       no sites: every linear layer of the blocks and attention
-sites     = site { "|" site }                    qkv out gate_up down attention embed head, or *, first, last
+sites     = site { "|" site }                    qkv out gate_up down attention embed head; blocks: the first five, also
+                                                 written *; first, last: a layer of theirs
 body      = entry { "," entry } { "-" modifier }
 entry     = { OPERAND bits } | OPERANDS "=" format { "/" modifier } | format
 OPERAND   = W A KV Q K V S G P1…P6               S: attention probabilities; G: output gradients; P: Sun et al. 2025
-modifier  = g<N> b<N> tensor channel token e8m0 sbf16 se4m3 edge mse lsq lac sr had<N>
+modifier  = g<N> b<N> tensor channel token e8m0 e8m0up sbf16 se4m3 f32 edge mse lsq lac absmax sr rn had<N>
+Every word is used, or it is an error (`precision.modifiers`).
 
 W4A8KV8 · W4A4-g128 · W8A8@down:A8 · W=e4m3,A=e4m3,P246=e2m1 · mxfp4 · W4A4@first:bf16 · W4,A=int8/tensor
 """
@@ -18,6 +20,7 @@ from functools import cache
 
 from precisionlm.errors import UserError, nearest
 from precisionlm.precision.formats import BF16, Format, integer, parse_format
+from precisionlm.precision.modifiers import fits, modified, slots_of, words_of
 from precisionlm.precision.scaling import Scaling
 
 BLOCK_LINEAR = ("qkv", "out", "gate_up", "down")
@@ -46,24 +49,6 @@ _PRESETS = {
     "mxint8": ("int8", Scaling("group", 32, "e8m0")),
     "nvfp4": ("e2m1", Scaling("group", 16, "e4m3")),
 }
-_MODIFIERS = [
-    "g32",
-    "g64",
-    "g128",
-    "b128",
-    "tensor",
-    "channel",
-    "token",
-    "e8m0",
-    "sbf16",
-    "se4m3",
-    "edge",
-    "mse",
-    "lsq",
-    "lac",
-    "sr",
-    "had64",
-]
 _COMPACT = re.compile(r"(KV|W|A|Q|K|V|S|G)(\d+(?:\.\d+)?)")
 
 
@@ -75,7 +60,11 @@ class Quantization:
     scaling: Scaling
 
     def __str__(self) -> str:
-        return "/".join([self.format.name, *_modifier_words(self)])
+        return "/".join([self.format.name, *self.words()])
+
+    def words(self) -> list[str]:
+        """The modifiers by which it differs from what its format's name says alone."""
+        return words_of(self.scaling, _PRESETS.get(self.format.name, ("", Scaling()))[1])
 
 
 @dataclass(frozen=True)
@@ -152,7 +141,7 @@ def _parse_rule(part: str, text: str, first: bool) -> Rule:
     if not first and not colon:
         raise UserError(f"recipe '{text}': after '@' comes 'site:…', as in W8A8@down:A8; got '{part}'")
     sites, layers = _parse_scope(scope, text) if colon else ((), ())
-    assignments = _parse_body(body, text)
+    assignments = _in_recipe(text, lambda: _parse_body(body))
     for operand, _ in assignments:
         if not any(operand in operands_of(site) for site in sites or BLOCK_SITES):
             symbols = sorted(s for s, os in _SYMBOLS.items() if all(o in operands_of(sites[0]) for o in os))
@@ -166,8 +155,10 @@ def _parse_scope(scope: str, text: str) -> tuple[tuple[str, ...], tuple[int, ...
         raise UserError(f"recipe '{text}': '{scope}' is no place; write site, site|site, site[0,-1], first or last")
     layers = tuple(int(layer) for layer in match[2].split(",")) if match[2] else ()
     if match[1] in ("first", "last"):
+        if layers:
+            raise UserError(f"recipe '{text}': '{match[1]}' is a layer already; write site[{match[2]}] or {match[1]}")
         return BLOCK_SITES, (0,) if match[1] == "first" else (-1,)
-    sites = BLOCK_SITES if match[1] in ("", "*") else tuple(match[1].split("|"))
+    sites = BLOCK_SITES if match[1] in ("", "*", "blocks") else tuple(match[1].split("|"))
     for site in sites:
         if site not in SITES:
             raise UserError(f"recipe '{text}': no site '{site}'; {nearest(site, [*SITES, 'first', 'last'])}")
@@ -176,36 +167,64 @@ def _parse_scope(scope: str, text: str) -> tuple[tuple[str, ...], tuple[int, ...
     return sites, layers
 
 
-def _parse_body(body: str, text: str) -> tuple[tuple[str, Quantization | None], ...]:
-    entries, *modifiers = body.split("-")
-    found: dict[str, Quantization | None] = {}
-    if entries == "bf16" and not modifiers:
+def _parse_body(body: str) -> tuple[tuple[str, Quantization | None], ...]:
+    text, *common = body.split("-")
+    if text == "bf16" and not common:
         return ()
-    for entry in entries.split(","):
-        for operands, quantization, own_modifiers in _parse_entry(entry, text):
-            for operand in operands:
-                # Sun's numbers are the finer names: P2 after W says what the forward weights get.
-                if operand in found and not re.match(r"P[1-6]", entry):
-                    raise UserError(f"recipe '{text}': operand '{operand}' is given twice in '{body}'")
-                common = modifiers if operand in LINEAR_OPERANDS else []
-                found[operand] = _modified(quantization, [*common, *own_modifiers], text)
+    entries = [part for entry in text.split(",") for part in _parse_entry(entry)]
+    if alien := [word for word in common if _COMPACT.fullmatch(word)]:
+        raise UserError(f"'-{alien[0]}' in '{body}': operands stand together, as in W4A8KV8; '-' is for modifiers")
+    shared, used = slots_of(common), set()
+    found: dict[str, Quantization | None] = {}
+    finer: set[str] = set()  # operands named by Sun's numbers, which refine W, A and G
+    for entry in entries:
+        own, fitting = slots_of(entry.words), set()
+        for operand in entry.operands:
+            if operand in found and (not entry.is_number or operand in finer):
+                raise UserError(f"operand '{operand}' is given twice in '{body}'")
+            finer.update([operand] * entry.is_number)
+            if entry.quantization is None:
+                found[operand] = None
+                continue
+            taken = {slot: word for slot, word in shared.items() if slot not in own and fits(word, operand)}
+            words = [*(taken if operand in LINEAR_OPERANDS else {}).values()]
+            used.update(words)
+            mine = [word for word in own.values() if fits(word, operand)]
+            fitting.update(mine)
+            scaling = modified(entry.quantization.scaling, [*words, *mine], operand)
+            found[operand] = replace(entry.quantization, scaling=scaling)
+        if unused := [word for word in entry.words if word not in fitting]:
+            raise UserError(f"'{unused[0]}' says nothing of {'|'.join(entry.operands)}; leave it away")
+    if unused := [word for word in common if word not in used]:
+        raise UserError(
+            f"'-{unused[0]}' applies to no operand of '{body}' (W, A, G and P1…P6 take it); "
+            "leave it away, or write it behind the format, as in KV=int4/g32"
+        )
     return tuple((o, found[o]) for o in OPERANDS if o in found)
 
 
-def _parse_entry(entry: str, text: str) -> list[tuple[tuple[str, ...], Quantization, list[str]]]:
+@dataclass(frozen=True)
+class _Entry:
+    """Operands that get one quantization (None: bf16), with the modifiers written there. is_number: named as P1…P6."""
+
+    operands: tuple[str, ...]
+    quantization: Quantization | None
+    words: tuple[str, ...] = ()
+    is_number: bool = False
+
+
+def _parse_entry(entry: str) -> list[_Entry]:
     symbols, equals, value = entry.partition("=")
     if equals:
-        word, *modifiers = value.split("/")
-        return [(_parse_operands(symbols, text), _parse_value(word, text), modifiers)]
+        word, *words = value.split("/")
+        return [_Entry(_parse_operands(symbols), _parse_value(word), tuple(words), symbols.startswith("P"))]
     matches = list(_COMPACT.finditer(entry))
     if entry and "".join(m[0] for m in matches) == entry:
-        values = [_in_recipe(text, lambda bits=float(m[2]): _compact_format(bits)) for m in matches]
-        return [(_SYMBOLS[m[1]], Quantization(value, Scaling()), []) for m, value in zip(matches, values, strict=True)]
+        return [_Entry(_SYMBOLS[m[1]], _plain(_compact_format(float(m[2])))) for m in matches]
     if re.match(r"[A-Z]", entry) or not entry:
-        raise UserError(
-            f"recipe '{text}': cannot read '{entry}'; operands are {', '.join(_SYMBOLS)}, as in W4A8KV8 or W=e4m3"
-        )
-    return [(("a", "w"), _parse_value(entry, text), [])]
+        raise UserError(f"cannot read '{entry}'; operands are {', '.join(_SYMBOLS)}, as in W4A8KV8 or W=e4m3")
+    word, *words = entry.split("/")
+    return [_Entry(("a", "w"), _parse_value(word), tuple(words))]
 
 
 def _compact_format(bits: float) -> Format:
@@ -219,60 +238,27 @@ def _in_recipe(text: str, read):
         raise UserError(f"recipe '{text}': {error}") from None
 
 
-def _parse_operands(symbols: str, text: str) -> tuple[str, ...]:
+def _parse_operands(symbols: str) -> tuple[str, ...]:
     if re.fullmatch(r"P[1-6]{2,}", symbols):
+        if len(set(symbols)) < len(symbols):
+            raise UserError(f"'{symbols}' names an operand twice")
         return tuple(LINEAR_OPERANDS[int(digit) - 1] for digit in symbols[1:])
     if symbols not in _SYMBOLS:
-        raise UserError(f"recipe '{text}': no operand '{symbols}'; {nearest(symbols, list(_SYMBOLS))}")
+        raise UserError(f"no operand '{symbols}'; {nearest(symbols, list(_SYMBOLS))}")
     return _SYMBOLS[symbols]
 
 
-def _parse_value(word: str, text: str) -> Quantization:
+def _parse_value(word: str) -> Quantization | None:
     if word in _PRESETS:
         element, scaling = _PRESETS[word]
         return Quantization(replace(parse_format(element), name=word), scaling)
     if word.startswith(("mx", "nv")):
-        raise UserError(f"recipe '{text}': no format '{word}'; {nearest(word, list(_PRESETS))}")
-    return Quantization(_in_recipe(text, lambda: parse_format(word)), Scaling())
+        raise UserError(f"no format '{word}'; {nearest(word, list(_PRESETS))}")
+    return _plain(parse_format(word))
 
 
-def _modified(quantization: Quantization, modifiers: list[str], text: str) -> Quantization | None:
-    if quantization.format.kind == "unquantized":
-        return None
-    scaling = quantization.scaling
-    for word in modifiers:
-        if match := re.fullmatch(r"([gb])([1-9]\d*)", word):
-            scaling = replace(scaling, sharing="group" if match[1] == "g" else "block", group=int(match[2]))
-        elif word in ("tensor", "channel", "token"):
-            scaling = replace(scaling, sharing="channel" if word == "token" else word, group=0)
-        elif word in ("e8m0", "sbf16", "se4m3"):
-            scaling = replace(scaling, scale_type=word.removeprefix("s"))
-        elif word in ("edge", "mse", "lsq", "lac"):
-            scaling = replace(scaling, clip=word)
-        elif match := re.fullmatch(r"had(\d+)", word):
-            scaling = replace(scaling, rotate=_block(int(match[1]), text))
-        elif word == "sr":
-            scaling = replace(scaling, stochastic=True)
-        else:
-            raise UserError(f"recipe '{text}': no modifier '{word}'; {nearest(word, _MODIFIERS)}")
-    return Quantization(quantization.format, scaling)
-
-
-def _modifier_words(quantization: Quantization) -> list[str]:
-    preset = _PRESETS.get(quantization.format.name, ("", Scaling()))[1]
-    scaling, words = quantization.scaling, []
-    if (scaling.sharing, scaling.group) != (preset.sharing, preset.group):
-        words.append(f"{scaling.sharing[0]}{scaling.group}" if scaling.group else scaling.sharing)
-    if scaling.scale_type != preset.scale_type:
-        words.append(scaling.scale_type if scaling.scale_type == "e8m0" else f"s{scaling.scale_type}")
-    words += [scaling.clip] * (scaling.clip != "absmax") + ["sr"] * scaling.stochastic
-    return words + [f"had{scaling.rotate}"] * (scaling.rotate > 0)
-
-
-def _block(size: int, text: str) -> int:
-    if size < 2 or size & (size - 1):
-        raise UserError(f"recipe '{text}': 'had{size}': a Hadamard block is a power of two, such as had64")
-    return size
+def _plain(format_: Format) -> Quantization | None:
+    return None if format_.kind == "unquantized" else Quantization(format_, Scaling())
 
 
 def _print_rule(rule: Rule) -> str:
@@ -283,15 +269,15 @@ def _print_rule(rule: Rule) -> str:
     if not rule.assignments:
         return scope + "bf16"
     left, compact, entries = dict(rule.assignments), "", []
-    shared = {" ".join(_modifier_words(q)) if q else "" for o, q in left.items() if o in LINEAR_OPERANDS}
-    common = shared.pop().split() if len(shared) == 1 else []
+    shared = {tuple(q.words()) if q else () for o, q in left.items() if o in LINEAR_OPERANDS}
+    common = list(shared.pop()) if len(shared) == 1 else []
     for symbol, operands in _SYMBOLS.items():
         if not set(operands) <= set(left) or len({left[o] for o in operands}) > 1:
             continue
         quantization = left[operands[0]]
         for operand in operands:
             del left[operand]
-        own = _modifier_words(quantization) if quantization else []
+        own = quantization.words() if quantization else []
         if operands[0] in LINEAR_OPERANDS and common:
             own = []
         name = quantization.format.name if quantization else "bf16"

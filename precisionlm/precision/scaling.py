@@ -42,6 +42,7 @@ class Scaling:
     clip: str = "absmax"
     stochastic: bool = False
     rotate: int = 0
+    per_token: bool = False
     code_dtype: str = ""
 
 

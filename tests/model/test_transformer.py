@@ -113,7 +113,7 @@ def test_explicit_attention_equals_jax():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("recipe", ["KV4", "Q8-KV4-S8", "S4", "Q4"])
+@pytest.mark.parametrize("recipe", ["KV4", "Q8KV4S8", "S4", "Q4"])
 def test_attentions_products_are_those_of_quantized_operands(recipe, dtype):
     """Against plain einsums of quantized values with the straight-through gradient, for values and gradients."""
     from precisionlm.model.attention import Attention
