@@ -98,7 +98,7 @@ def add_tools(verbs: Any) -> None:
 def _compile(args: argparse.Namespace) -> int:
     from precisionlm.compiling.ahead_of_time import compile_for, compile_sweep
     from precisionlm.compiling.report import as_json, as_text, details
-    from precisionlm.config import load
+    from precisionlm.model.presets import load_experiment
     from precisionlm.progress import reporting
     from precisionlm.sweep.grid import load_sweep
 
@@ -106,7 +106,7 @@ def _compile(args: argparse.Namespace) -> int:
         if args.sweep:
             rows = compile_sweep(load_sweep(args.config, args.rest), args.topology, args.timeout, report)
         else:
-            rows = [compile_for(load(args.config, args.rest), args.topology, args.timeout)]
+            rows = [compile_for(load_experiment(args.config, args.rest), args.topology, args.timeout)]
     if args.json:
         print(as_json(rows))
     else:

@@ -74,12 +74,12 @@ def _train(args: argparse.Namespace) -> int:
 
     with Interruption() as signalled:  # before the imports that take seconds
         from precisionlm.cluster.processes import is_first, on_all
-        from precisionlm.config import load
+        from precisionlm.model.presets import load_experiment
         from precisionlm.sweep.scheduler import plan
         from precisionlm.training.execute import train
 
         given = ["--training.weights_from", args.weights_only] if args.weights_only else []
-        experiment = load(args.config, args.rest + given)
+        experiment = load_experiment(args.config, args.rest + given)
         with _joined(args, signalled, [experiment]) as interrupted:
             if args.dry_run:
                 rows = on_all(lambda: plan([experiment], args.out))

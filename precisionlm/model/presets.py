@@ -14,9 +14,10 @@ training sets, padded: Dolma 1.7 (Kumar, Sun) 50 280 entries to 50 304, OLMo-2 m
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from precisionlm.config import ModelConfig, OptimizerConfig
+from precisionlm.config import Experiment, ModelConfig, OptimizerConfig, apply_overrides, build, read_yaml
 from precisionlm.errors import UserError, nearest
 
 DOLMA_VOCABULARY, OLMO2_VOCABULARY = 50_304, 100_352
@@ -59,6 +60,46 @@ def preset_changes(name: str) -> dict[str, Any]:
     }
 
 
+def with_preset(tree: dict[str, Any]) -> dict[str, Any]:
+    """A tree of config.Experiment whose `preset: NAME` is replaced by what it stands for; keys beside it win. Raises
+    UserError."""
+    if "preset" not in tree:
+        return tree
+    own = {key: value for key, value in tree.items() if key != "preset"}
+    return _merged(_replaced({}, str(tree["preset"])), own)
+
+
+def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
+    """An experiment's YAML, which may name a `preset:`, with `--a.b value` overrides; `--preset NAME` replaces the
+    file's model, optimizer, batch and sequence length. Raises UserError with file and key path."""
+    words = overrides or []
+    tree = with_preset(read_yaml(path))
+    name = apply_overrides(tree, words).get("preset")
+    if name is not None:
+        tree = _replaced(tree, str(name))
+    changed = apply_overrides(tree, words)
+    return build({key: value for key, value in changed.items() if key != "preset"}, str(path))
+
+
+def _replaced(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """The tree with a preset's values in the place of its own."""
+    tree = apply_overrides(tree, [])  # a copy
+    for key_path, value in preset_changes(name).items():
+        section, _, key = key_path.partition(".")
+        if key:
+            tree.setdefault(section, {})[key] = value
+        else:
+            tree[section] = value
+    return tree
+
+
+def _merged(base: Any, changes: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(changes, dict)):
+        return changes
+    both = {key: _merged(base[key], changes[key]) for key in base.keys() & changes.keys()}
+    return base | changes | both
+
+
 _KUMAR_LAYERS, _KUMAR_WIDTH = 10, 512  # of the smallest model, where the printed learning rate holds
 
 
@@ -72,7 +113,7 @@ def _kumar(layers: int, width: int, mlp_width: int) -> Preset:
         projection_norm=True,
     )
     optimizer = OptimizerConfig(
-        learning_rate=6e-4 * _KUMAR_WIDTH / width,
+        learning_rate=float(f"{6e-4 * _KUMAR_WIDTH / width:.7g}"),  # as one would write it down
         depth_scale=_KUMAR_LAYERS,
         warmup_fraction=0.1,
         final_fraction=0.1,

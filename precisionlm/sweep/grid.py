@@ -16,7 +16,7 @@ from typing import Any
 
 from precisionlm.config import Experiment, apply_overrides, build, read_yaml
 from precisionlm.errors import UserError, nearest
-from precisionlm.model.presets import preset_changes
+from precisionlm.model.presets import preset_changes, with_preset
 
 
 def load_sweep(path: str | Path, overrides: list[str] | None = None) -> list[Experiment]:
@@ -28,6 +28,8 @@ def load_sweep(path: str | Path, overrides: list[str] | None = None) -> list[Exp
     base = tree.get("experiment")
     if isinstance(base, str):
         base = read_yaml(Path(path).parent / base)
+    if isinstance(base, dict):
+        base = with_preset(base)
     if not isinstance(base, dict) or not isinstance(tree.get("grid"), dict):
         raise UserError(f"{path}: needs 'experiment:' (a tree or a file) and 'grid:' (axes with lists of values)")
     axes = [_axis(str(path), str(name), values) for name, values in tree["grid"].items()]

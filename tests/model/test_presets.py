@@ -6,7 +6,7 @@ import pytest
 
 from precisionlm.config import DataConfig, Experiment, TrainingConfig
 from precisionlm.errors import UserError
-from precisionlm.model.presets import PRESETS, non_embedding_parameters, preset
+from precisionlm.model.presets import PRESETS, load_experiment, non_embedding_parameters, preset
 from precisionlm.model.transformer import Transformer, parameter_counts
 from precisionlm.training.optimizer import hyperparameters
 
@@ -76,3 +76,16 @@ def test_kumars_rates_follow_width_and_depth():
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(UserError, match=r"no model preset 'sun-41'; did you mean 'sun-41m'\?"):
         preset("sun-41")
+
+
+def test_a_file_may_name_a_preset(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("preset: sun-41m\nmodel: {qk_norm: true}\ndata: {path: d}\ntraining: {steps: 5, batch_size: 64}\n")
+    e, p = load_experiment(path), preset("sun-41m")
+    assert e.model == p.model.model_copy(update={"qk_norm": True}) and e.optimizer == p.optimizer
+    assert (e.name, e.training.batch_size, e.data.sequence_length) == ("sun-41m", 64, 2048)
+    other = load_experiment(path, ["--preset", "kumar-60m", "--training.batch_size", "32"])
+    assert other.model == preset("kumar-60m").model and other.optimizer == preset("kumar-60m").optimizer
+    assert (other.name, other.training.batch_size, other.training.steps) == ("kumar-60m", 32, 5)
+    with pytest.raises(UserError, match="did you mean 'sun-41m'"):
+        load_experiment(path, ["--preset", "sun-41"])

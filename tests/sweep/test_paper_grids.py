@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from precisionlm.cli.main import main
-from precisionlm.config import Experiment, load
-from precisionlm.model.presets import non_embedding_parameters, preset
+from precisionlm.config import Experiment
+from precisionlm.model.presets import load_experiment, non_embedding_parameters, preset
 from precisionlm.precision.binding import leaks_future
 from precisionlm.precision.recipe import parse_recipe
 from precisionlm.sweep.grid import load_sweep
@@ -70,7 +70,7 @@ def test_sweep_is_the_papers_grid_of_the_papers_models(file, rows):
 
 @pytest.mark.parametrize("paper", ["kumar2024", "sun2025", "chen2025"])
 def test_single_run_is_a_preset(paper):
-    assert_is_preset(load(CONFIGS / paper / "experiment.yaml"))
+    assert_is_preset(load_experiment(CONFIGS / paper / "experiment.yaml"))
 
 
 def assert_is_preset(e: Experiment) -> None:
