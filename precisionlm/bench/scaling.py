@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from precisionlm.bench.steps import bind_of, experiment_of
+from precisionlm.bench.steps import experiment_of
 from precisionlm.config import MeshConfig
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.sharding import batch_sharding, make_mesh
-from precisionlm.training.step import initial_state, program_of, train_step
+from precisionlm.training.step import bound, initial_state, program_of, train_step
 
 _STEPS, _ROUNDS = 8, 5
 
@@ -27,7 +27,7 @@ def bench_scaling(size: str, recipe: str, say: Callable[[str], None]) -> list[di
         e = experiment_of(size, recipe)
         sequences = e.training.batch_size * count
         mesh = make_mesh(MeshConfig(fsdp=count), jax.devices()[:count])
-        structure, grids = bind_of(e)
+        structure, grids = bound(e, jax.default_backend())
         program = program_of(e, structure, mesh)
         state = initial_state(program, 0, grids)
         shape = (sequences, e.data.sequence_length + 1)

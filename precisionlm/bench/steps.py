@@ -12,12 +12,10 @@ import jax.numpy as jnp
 
 from precisionlm.config import Experiment, build
 from precisionlm.errors import UserError, nearest
-from precisionlm.model.transformer import axis_sizes, parameter_counts
-from precisionlm.precision.binding import bind
-from precisionlm.precision.recipe import parse_recipe
+from precisionlm.model.transformer import parameter_counts
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.sharding import batch_sharding, make_mesh
-from precisionlm.training.step import abstract_state, eval_step, initial_state, program_of, train_step
+from precisionlm.training.step import abstract_state, bound, eval_step, initial_state, program_of, train_step
 
 # name: layers, width, heads, MLP width, vocabulary, sequences, tokens per sequence
 SIZES = {
@@ -74,15 +72,9 @@ def experiment_of(size: str, recipe: str, **training: Any) -> Experiment:
 def non_embedding(size: str) -> int:
     """N of a named size (count)."""
     e = experiment_of(size, "bf16")
-    return parameter_counts(abstract_state(program_of(e, bind_of(e)[0], make_mesh(e.mesh)))["params"])[0]
-
-
-def bind_of(experiment: Experiment) -> Any:
-    """Structure and grids of an experiment's recipe."""
-    e = experiment
-    sizes = axis_sizes(e.model, e.data.sequence_length)
-    recipe = parse_recipe(e.precision.recipe)
-    return bind(recipe, e.model.layers, sizes, e.precision.backward, e.precision.execution, jax.devices()[0].platform)
+    return parameter_counts(
+        abstract_state(program_of(e, bound(e, jax.default_backend())[0], make_mesh(e.mesh)))["params"]
+    )[0]
 
 
 def measure_steps(
@@ -117,12 +109,12 @@ def measure_steps(
 
     first = batches(0)[0]
     mask = jax.device_put(jnp.ones((shape[0], shape[1] - 1), bool), batch_sharding(mesh))
-    structure0, grids0 = bind_of(e0)
+    structure0, grids0 = bound(e0, jax.default_backend())
     state = initial_state(program_of(e0, structure0, mesh), 0, grids0)
     found: list[Measured] = []
     callables: list[tuple[Any, tuple[Any, ...]] | None] = []
     for label, e in experiments:
-        structure, grids = bind_of(e)
+        structure, grids = bound(e, jax.default_backend())
         grids = jax.device_put(grids)
         program, row = program_of(e, structure, mesh), Measured(label)
         found.append(row)

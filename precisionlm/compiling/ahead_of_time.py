@@ -34,10 +34,8 @@ from precisionlm.compiling.report import (
 from precisionlm.config import Experiment
 from precisionlm.errors import UserError
 from precisionlm.model.presets import non_embedding_parameters
-from precisionlm.model.transformer import axis_sizes
-from precisionlm.precision.binding import Grids, Structure, bind
-from precisionlm.precision.recipe import parse_recipe
 from precisionlm.training.flops import training_flops_per_token
+from precisionlm.training.step import bound
 
 _BAD_INPUT = "bad input"
 
@@ -122,17 +120,11 @@ def compile_sweep(
 
 def _program_key(e: Experiment, with_model: bool = True) -> str:
     """Equal for experiments whose compiled steps are equal, up to the model if it is left out."""
-    structure, _ = _bound(e)
+    structure, _ = bound(e, "tpu")
     t = e.training
     static: list[Any] = [structure, t.dtype, t.remat, t.on_nan, t.batch_size, t.accumulate, t.loss_chunks, t.unroll]
     static += [e.data.sequence_length, e.optimizer.schedule, e.mesh]
     return repr([*static, e.model] if with_model else static)
-
-
-def _bound(e: Experiment) -> tuple[Structure, Grids]:
-    sizes = axis_sizes(e.model, e.data.sequence_length)
-    recipe = parse_recipe(e.precision.recipe)
-    return bind(recipe, e.model.layers, sizes, e.precision.backward, e.precision.execution, "tpu")
 
 
 def _without_program(e: Experiment, topology: str, status: str, detail: str, seconds: float = 0.0) -> Report:
@@ -183,7 +175,7 @@ def _work(e: Experiment, topology: str) -> dict[str, Any]:
     mesh = make_mesh(e.mesh, devices)
     if e.training.batch_size % (mesh.shape["replica"] * mesh.shape["fsdp"]):
         raise UserError(f"training.batch_size {e.training.batch_size} does not divide over {dict(mesh.shape)}")
-    structure, grids = _bound(e)
+    structure, grids = bound(e, "tpu")
     program = program_of(e, structure, mesh)
     tokens = jax.ShapeDtypeStruct((e.training.batch_size, e.data.sequence_length + 1), jnp.int32)
     row = asdict(_without_program(e, topology, FAILED, ""))

@@ -17,7 +17,7 @@ from precisionlm.model.placement import UNPLACED, Placement
 from precisionlm.precision.binding import Grids, Structure, pack
 from precisionlm.precision.dot_general import PRODUCT_TAG
 from precisionlm.precision.quantize import fake_quantize
-from precisionlm.precision.scaling import SCALE_TAG, from_largest
+from precisionlm.precision.scaling import SCALE_TAG, Parts, from_largest
 
 _NAMED = jax.checkpoint_policies.save_only_these_names(SCALE_TAG, PRODUCT_TAG)
 
@@ -167,6 +167,12 @@ def axis_sizes(model: ModelConfig, sequence_length: int) -> dict[str, dict[str, 
         "attention": {"q": head_size, "k": head_size, "v": head_size, "p": T},
         "embed": {"w": model.width},
     }
+
+
+def projections(model: ModelConfig) -> dict[str, Parts]:
+    """site → the projections that its product computes together; where several papers have separate layers."""
+    kv_heads = model.kv_heads or model.heads
+    return {"qkv": Parts(1, kv_heads, (model.heads // kv_heads, 1, 1)), "gate_up": Parts(2, 1, (1, 1))}
 
 
 def parameter_counts(params: Mapping[str, Any]) -> tuple[int, int]:

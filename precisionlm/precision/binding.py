@@ -4,7 +4,7 @@ Two recipes with equal structures share one executable; only the grids differ.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from precisionlm.errors import UserError
 from precisionlm.precision.formats import BF16, Grid
 from precisionlm.precision.native import with_code_dtypes
 from precisionlm.precision.recipe import Quantization, Recipe
-from precisionlm.precision.scaling import LEARNED, Scaling
+from precisionlm.precision.scaling import LEARNED, Parts, Scaling
 
 Grids = dict[str, dict[str, Grid]]
 
@@ -77,12 +77,15 @@ def bind(
     backward: str = "quantized",
     execution: str = "simulated",
     platform: str = "cpu",
+    parts: Mapping[str, Parts] | None = None,
 ) -> tuple[Structure, Grids]:
     """Bind a recipe to a model of `layers` blocks.
 
     axis_sizes: site → operand → length of the axis that scales run along. platform: of the devices, which decides what
-    has a native product. Returns the structure and the grids: site → operand → Grid with a leading layer axis [L] for
-    sites in the blocks, scalars for embed and head.
+    has a native product. parts: site → the projections that its product computes together; in simulation each has
+    scales of its own, as separate layers have, while a native product has one scale for what it contracts.
+    Returns the structure and the grids: site → operand → Grid with a leading layer axis [L] for sites in the blocks,
+    scalars for embed and head.
     Raises UserError where layers of one site differ in scale structure (they share one program), where a group, block
     or rotation does not fit, and for what has no native product.
     """
@@ -106,6 +109,8 @@ def bind(
                 raise UserError(f"{where}{scaling.clip} of {operand} needs precision.backward quantized")
         if execution == "native" and site not in ("attention", "embed"):
             bound = with_code_dtypes(where, site, operands, bound, backward, platform)
+        elif parts and site in parts:
+            bound = {operand: _with_parts(operand, scaling, parts[site]) for operand, scaling in bound.items()}
         if bound:
             sites.append((site, tuple(bound.items())))
     return Structure(tuple(sites), backward, execution), grids_of(recipe, layers)
@@ -122,29 +127,51 @@ def grids_of(recipe: Recipe, layers: int) -> Grids:
     return found
 
 
-_ROTATED_TOGETHER = {"dgrad_dy": "dgrad_w", "dgrad_w": "dgrad_dy", "wgrad_dy": "wgrad_x", "wgrad_x": "wgrad_dy"}
+def _with_parts(operand: str, scaling: Scaling, parts: Parts) -> Scaling:
+    """The scaling with scales for every projection, where one scale would reach over several."""
+    along_features = operand in ("dgrad_dy", "dgrad_w") or (operand == "wgrad_dy" and scaling.per_token)
+    shared = scaling.sharing == "tensor" or (scaling.sharing == "channel" and along_features)
+    has_features = operand in ("w", "dgrad_w", "dgrad_dy", "wgrad_dy")
+    return replace(scaling, parts=parts) if has_features and shared and scaling.clip not in LEARNED else scaling
+
+
+_ROTATED_TOGETHER = {
+    "a": "w",
+    "w": "a",
+    "dgrad_dy": "dgrad_w",
+    "dgrad_w": "dgrad_dy",
+    "wgrad_dy": "wgrad_x",
+    "wgrad_x": "wgrad_dy",
+}
 
 
 def _check_fits(where: str, site: str, operand: str, bound: Mapping[str, Scaling], sizes: Mapping[str, int]) -> None:
     """Raises UserError where an operand's scaling does not fit the operand or its axis."""
     scaling, size = bound[operand], sizes.get(operand)
+    if scaling.per_token:  # along the features of x or dy, as in the other products
+        size = sizes.get({"wgrad_x": "a", "wgrad_dy": "dgrad_dy"}[operand])
     if scaling.rotate:
         if site in ("attention", "embed", "head") or (size is not None and size % scaling.rotate):
             raise UserError(
                 f"{where}had{scaling.rotate} does not fit {operand} at '{site}' ({size} values); it rotates operands "
                 "of linear layers in the blocks, in Hadamard blocks that divide them"
             )
-        partner = _ROTATED_TOGETHER.get(operand)
-        if partner and (partner not in bound or bound[partner].rotate != scaling.rotate):
+        partner = _ROTATED_TOGETHER[operand]
+        # An operand of the forward product that is not quantized rotates along.
+        alone = partner not in bound and operand not in ("a", "w")
+        if alone or (partner in bound and bound[partner].rotate != scaling.rotate):
             raise UserError(
                 f"{where}had{scaling.rotate} on {operand} at '{site}' needs the same on {partner}: both operands of a "
-                "gradient product rotate (P34=…, P56=…)"
+                "product rotate (W4A4-had64, P34=…, P56=…)"
             )
     if scaling.sharing == "group" and size is not None and size % scaling.group:
         raise UserError(f"{where}group size {scaling.group} does not divide the {size} values of {operand} at '{site}'")
     if scaling.sharing == "block":
         if operand not in ("w", "dgrad_w") or site == "embed":
-            raise UserError(f"{where}b{scaling.group}: blocks of two dimensions are for weights, not {operand}")
+            raise UserError(
+                f"{where}b{scaling.group} on {operand} at '{site}': blocks of two dimensions are for weights of "
+                "products"
+            )
         for other in ("w", "dgrad_w"):
             length = sizes.get(other)
             if length is not None and length % scaling.group:

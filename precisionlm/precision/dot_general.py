@@ -104,6 +104,8 @@ def _operand_tensor(x, axes, operand, dtype, rotate):
     if operand is not None:
         precise = x if operand.original is None else turned(operand.original)
         axes = tuple(axes) if operand.axis is None else (operand.axis,)
+        if operand.scaling.per_token:
+            axes = tuple(i for i in range(x.ndim) if i not in axes)
         scaling, grid, key, tag = operand.scaling, operand.grid, operand.key, operand.tag
         if scaling.code_dtype:
             y = values_of(precise, operand.extent, tag)

@@ -8,7 +8,7 @@ import numpy as np
 from precisionlm.precision.formats import BF16, Format
 from precisionlm.precision.recipe import SITES, Quantization, Recipe, operands_of
 
-SCALE_BITS = {"f32": 32, "bf16": 16, "e8m0": 8, "e4m3": 8}
+SCALE_BITS = {"f32": 32, "bf16": 16, "e8m0": 8, "e8m0up": 8, "e4m3": 8}
 _NAMES = {
     "a": "activations",
     "w": "weights",

@@ -2,7 +2,7 @@
 
 One formula rounds to every grid here (values already divided by their scale, p the power of two at or below |x|):
 
-    step = clip(p, low, high) * 2^-m,   q = clip(round_half_even(x / step) * step, -qmax, qmax)
+    step = clip(p, low, high) * 2^-m,   q = clip(round_half_even(x / step) * step, qmin, qmax)
 
 Integers have low = high = 1 and m = 0 (step 1); floats keep subnormals (below `low` the step stops shrinking). Rounding
 to a multiple of a power of two is one addition and one subtraction: a float32 of 2^23 steps or more has no digits below
@@ -24,7 +24,7 @@ from precisionlm.errors import UserError, nearest
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["on", "low", "high", "fine", "qmax", "bound", "reach"],
+    data_fields=["on", "low", "high", "fine", "qmin", "qmax", "bound", "reach"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -32,14 +32,16 @@ class Grid:
     """A format as seen by a compiled program: float32 scalars, or arrays with a leading layer axis.
 
     on: 1 rounds, 0 passes values through. low, high: powers of two at the smallest normal and at the largest value.
-    fine: 2^-m, the step at 1 for m mantissa bits. qmax: largest value. bound: the value that the largest magnitude of
-    a scale's group maps to. reach: where clipping a standard normal variable costs least, in standard deviations.
+    fine: 2^-m, the step at 1 for m mantissa bits. qmin, qmax: smallest and largest value. bound: the value that the
+    largest magnitude of a scale's group maps to. reach: where clipping a standard normal variable costs least, in
+    standard deviations.
     """
 
     on: Any
     low: Any
     high: Any
     fine: Any
+    qmin: Any
     qmax: Any
     bound: Any
     reach: Any
@@ -47,10 +49,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class Format:
-    """A number format. `kind`: unquantized (bf16), int (odd number of uniform levels) or float.
+    """A number format. `kind`: unquantized (bf16), int (uniform levels) or float.
 
-    exponent, mantissa: bits as the laws count them (an integer of b bits has 0 and b - 1). levels: of an integer grid.
-    special: codes lost at the top of a float (1 for E4M3FN's NaN, a whole exponent for E5M2's Inf and NaN).
+    exponent, mantissa: bits as the laws count them (an integer of b bits has 0 and b - 1). levels: of an integer grid;
+    an odd number lies evenly around zero, an even one has one more below it (two's complement). unsigned: the levels
+    begin at zero. special: codes lost at the top of a float (`nan`: one, E4M3FN's; `inf`: a whole exponent, OCP E5M2's
+    Inf and NaN).
     """
 
     name: str
@@ -60,21 +64,27 @@ class Format:
     mantissa: int
     levels: int = 0
     special: str = ""
+    unsigned: bool = False
 
     def grid(self, edge: bool = False) -> Grid:
         """The grid's scalars (numpy float32). `edge`: the largest magnitude maps to the outer edge of the last bucket
         (AQT's default for integers) instead of to the largest value (the three papers)."""
         if self.kind == "unquantized":
-            return _grid(0, 1, 1, 1, 1, 1, 1)
+            return _grid(0, 1, 1, 1, -1, 1, 1, 1)
         if self.kind == "int":
-            largest = (self.levels - 1) // 2
-            return _grid(1, 1, 1, 1, largest, largest + 0.5 if edge else largest, self.reach())
+            smallest, largest = self._ends()
+            bound = max(-smallest, largest)
+            return _grid(1, 1, 1, 1, smallest, largest, bound + 0.5 if edge else bound, self.reach())
         emin, emax = self._exponent_range()
         qmax = self._largest()
         half_step = 2.0 ** (emax - self.mantissa) / 2
-        return _grid(
-            1, 2.0**emin, 2.0**emax, 2.0**-self.mantissa, qmax, qmax + half_step if edge else qmax, self.reach()
-        )
+        outer = qmax + half_step if edge else qmax
+        return _grid(1, 2.0**emin, 2.0**emax, 2.0**-self.mantissa, -qmax, qmax, outer, self.reach())
+
+    def _ends(self) -> tuple[int, int]:
+        """The smallest and the largest level of an integer grid."""
+        smallest = 0 if self.unsigned else -(self.levels // 2)
+        return smallest, smallest + self.levels - 1
 
     def _largest(self) -> float:
         """The largest value of a float."""
@@ -90,7 +100,7 @@ class Format:
         return 1 - bias, 2**self.exponent - 1 - bias - (1 if self.special == "inf" else 0)
 
     def reach(self) -> float:
-        """The largest value's place, in standard deviations, that makes the mean squared error of rounding a normal
+        """The largest magnitude's place, in standard deviations, that makes the mean squared error of rounding a normal
         variable to this grid least (QuEST, arXiv:2502.05003, §3)."""
         return _reach(replace(self, name=""))
 
@@ -99,8 +109,8 @@ class Format:
         if self.bits > 13 or self.kind == "unquantized":
             raise ValueError(f"{self.name} has too many values to list")
         if self.kind == "int":
-            qmax = (self.levels - 1) // 2
-            return np.arange(-qmax, qmax + 1, dtype=np.float64)
+            smallest, largest = self._ends()
+            return np.arange(smallest, largest + 1, dtype=np.float64)
         emin, emax = self._exponent_range()
         steps = 2**self.mantissa
         positive = [2.0**emin * k / steps for k in range(steps)]
@@ -117,21 +127,22 @@ def _grid(*scalars: float) -> Grid:
 def _reach(fmt: Format) -> float:
     if fmt.bits > 10:  # finer than the tails are rare: clip nothing that a tensor is likely to hold
         return 6.0
-    positive = fmt.values()[len(fmt.values()) // 2 :] / fmt.values()[-1]
-    edges = (positive[1:] + positive[:-1]) / 2
-    x = np.linspace(0, 8, 20001)
+    values = fmt.values() / np.abs(fmt.values()).max()
+    edges = (values[1:] + values[:-1]) / 2
+    x = np.linspace(-8, 8, 40001)
     density = np.exp(-(x**2) / 2)
 
     def error(reach: float) -> float:
-        return float(np.sum(density * (x - reach * positive[np.searchsorted(edges, x / reach)]) ** 2))
+        return float(np.sum(density * (x - reach * values[np.searchsorted(edges, x / reach)]) ** 2))
 
     candidates = np.geomspace(0.5, 6.5, 200)
     return float(candidates[int(np.argmin([error(c) for c in candidates]))])
 
 
 BF16 = Format("bf16", "unquantized", 16, 8, 7)
-_FLOAT = re.compile(r"e(\d)m(\d+)(fn)?")
-_NAMES = ["bf16", "int4", "int8", "e4m3", "e4m3fn", "e5m2", "e2m1", "e3m2", "e2m3", "ternary", "levels5"]
+_FLOAT = re.compile(r"e(\d)m(\d+)(fn?)?")
+_NAMES = ["bf16", "int4", "int8", "int4full", "uint8", "e4m3", "e4m3fn", "e5m2", "e5m2f", "e2m1", "e3m2", "e2m3"]
+_NAMES += ["ternary", "levels5"]
 
 
 def integer(bits: float) -> Format:
@@ -152,9 +163,13 @@ def levels(count: int) -> Format:
 
 
 def parse_format(word: str) -> Format:
-    """`bf16`, `int2`…`int12`, `int1.58`, `ternary`, `levels5`, any `eXmY` with X 0…8 and Y 0…10, `e4m3fn`.
+    """`bf16`, `int2`…`int12`, `int2full`…`int12full`, `uint2`…`uint12`, `int1.58`, `ternary`, `levels5`, any `eXmY`
+    with X 0…8 and Y 0…10, `e4m3fn`, `e5m2f`.
 
-    Floats have no Inf/NaN codes (Sun et al. 2025, §3), but `e4m3fn` and `e5m2` are the OCP ones. Raises UserError.
+    `int4` has 15 levels, evenly around zero, `int4full` all 16 codes of two's complement: -8…7, the largest magnitude
+    maps to 8 (Chen et al. 2025, §3). `uint8` holds 0…255, for attention probabilities. Floats have no Inf/NaN codes
+    (Sun et al. 2025, §3), but `e4m3fn` and `e5m2` are the OCP ones; E5M2 without such codes, up to 114688, is `e5m2f`.
+    Raises UserError.
     """
     word = word.lower()
     if word in ("bf16", "int16", "16"):
@@ -163,11 +178,16 @@ def parse_format(word: str) -> Format:
         return levels(3)
     if match := re.fullmatch(r"int(\d+(?:\.\d+)?)", word):
         return integer(float(match[1]))
+    if match := re.fullmatch(r"(u?)int(\d+)(full)?", word):
+        bits = int(match[2])
+        if bool(match[1]) != bool(match[3]) and 2 <= bits <= 12:
+            return Format(word, "int", bits, 0, bits - 1, levels=2**bits, unsigned=bool(match[1]))
     if match := re.fullmatch(r"levels(\d+)", word):
         return levels(int(match[1]))
     if match := _FLOAT.fullmatch(word):
-        exponent, mantissa, fn = int(match[1]), int(match[2]), match[3]
-        if exponent <= 8 and mantissa <= 10 and exponent + mantissa >= 1 and (not fn or word == "e4m3fn"):
+        exponent, mantissa, suffix = int(match[1]), int(match[2]), match[3]
+        named = not suffix or word in ("e4m3fn", "e5m2f")
+        if exponent <= 8 and mantissa <= 10 and exponent + mantissa >= 1 and named:
             return _float(word, exponent, mantissa)
     raise UserError(f"'{word}' is no number format; {nearest(word, _NAMES)} (int2…int12, eXmY with X ≤ 8 and Y ≤ 10)")
 
@@ -201,4 +221,4 @@ def round_to_grid(x: jax.Array, grid: Grid, noise: jax.Array | None = None) -> j
         x = x + (noise - 0.5) * step
     # The anchor has x's sign so that it is no constant even where the grid is one: compilers merge (x + c) - c.
     anchor = _bits_to_float(_float_to_bits(step * 2.0**23) | (_float_to_bits(x) & _SIGN))
-    return jnp.clip((x + anchor) - anchor, -grid.qmax, grid.qmax)
+    return jnp.clip((x + anchor) - anchor, grid.qmin, grid.qmax)

@@ -213,9 +213,9 @@ def _compare(tag: str, seen: Mapping[str, jax.Array], grid: Grid) -> dict[str, j
     resolution = 2.0**-8 if value.dtype == jnp.bfloat16 else 2.0**-20
     nearest = round_to_grid(codes, grid)
     far = jnp.abs(codes - nearest) > resolution * jnp.abs(nearest)
-    on = grid.on > 0
+    on, low, high = grid.on > 0, grid.qmin * (1 + 1e-6), grid.qmax * (1 + 1e-6)
     return {
-        "clipped": jnp.where(on, jnp.mean(jnp.abs(y) / scales > grid.qmax * (1 + 1e-6)), 0.0),
+        "clipped": jnp.where(on, jnp.mean((y / scales > high) | (y / scales < low)), 0.0),
         "zeros": jnp.mean((v == 0) & (y != 0)),
         "mse": jnp.mean((v - y) ** 2),
         "power": jnp.mean(y**2),

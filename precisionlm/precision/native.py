@@ -47,9 +47,9 @@ def _code_dtype(cells: Cells, here: str) -> str:
     for cell in cells:
         if cell is None:
             raise UserError(f"{here}some layers are bf16, and all layers share one program; use simulated")
-        narrow = cell.format.kind == "int" and cell.format.bits <= 8
+        narrow = cell.format.kind == "int" and cell.format.bits <= 8 and not cell.format.unsigned
         dtype = "int8" if narrow else _FLOATS.get(cell.format.name)
-        if dtype is None or cell.scaling.sharing not in ("channel", "tensor") or cell.scaling.clip in LEARNED:
+        if dtype is None or cell.scaling.sharing not in ("channel", "tensor") or not _one_scale(cell.scaling):
             raise UserError(
                 f"{here}{cell}; native products take int2 to int8, e4m3fn and e5m2 per channel or tensor; use simulated"
             )
@@ -57,6 +57,11 @@ def _code_dtype(cells: Cells, here: str) -> str:
     if len(found) > 1:
         raise UserError(f"{here}layers mix {' and '.join(sorted(found))}; use simulated")
     return found.pop()
+
+
+def _one_scale(scaling: Scaling) -> bool:
+    """Whether a scale is constant along the axis that its product contracts, and made from the values at hand."""
+    return scaling.clip not in LEARNED and not scaling.per_token
 
 
 def _check_gradients(there: str, found: Mapping[str, str], bound: Mapping[str, Scaling], backward: str) -> None:

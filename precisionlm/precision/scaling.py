@@ -5,7 +5,7 @@ values, the head axis, so that no scale is shared over time). Group and block sc
 product with groups stays one product.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,17 @@ SCALE_TAG = "scale"
 SHARINGS = ("tensor", "channel", "group", "block")
 CLIPPINGS = ("absmax", "edge", "mse", "lsq", "lac")
 LEARNED = ("lsq", "lac")
-SCALE_TYPES = ("f32", "bf16", "e8m0", "e4m3")
+SCALE_TYPES = ("f32", "bf16", "e8m0", "e8m0up", "e4m3")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How the features of a product's output fall into projections (q, k and v; gate and up): the last `axes` axes are
+    [outer, sum(sizes), inner], and a projection holds `sizes` neighbours of the middle one."""
+
+    axes: int
+    outer: int
+    sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -27,13 +37,16 @@ class Scaling:
     sharing: tensor (one scale), channel (all values along the axis: a weight's output channel, an activation's token),
     group (`group` consecutive values along the axis), block (`group` x `group` weights along input and output: the same
     scales for the forward product and the input gradient's, as DeepSeek-V3). scale_type: f32; bf16; e8m0 (powers of two
-    by the OCP MX 1.0 floor rule); e4m3 (block scales in E4M3 under one float32 scale a tensor, as NVFP4).
+    by the OCP MX 1.0 floor rule); e8m0up (the least power of two that clips nothing: NVIDIA's rule, arXiv:2506.08027);
+    e4m3 (block scales in E4M3 under one float32 scale a tensor, as NVFP4).
     clip: absmax (the largest magnitude maps to the largest value), edge (to the outer edge of the last bucket, AQT's
     default), mse (the scale is a multiple of the root mean square, the best one for a normal variable: QuEST), or a
     trained parameter: lsq, the step size of weights, and lac, the share of the largest magnitude that activations keep
     (`precision.learned`). stochastic: stochastic rounding. rotate: size of the block-Hadamard transform of a product's
-    two operands along the contracted axis before they are quantized (QuEST, Quartet); 0 for none. code_dtype: in
-    which values enter a native product; empty in simulation.
+    two operands along the contracted axis before they are quantized (QuEST, Quartet); 0 for none. per_token: scales of
+    a weight-gradient product's operand run along the channels of a token (Sun et al. 2025, Eq. 7), not over the tokens
+    that this product contracts. parts: the projections that one product computes together, each with scales of its own;
+    None for one. code_dtype: in which values enter a native product; empty in simulation.
     """
 
     sharing: str = "channel"
@@ -43,6 +56,7 @@ class Scaling:
     stochastic: bool = False
     rotate: int = 0
     per_token: bool = False
+    parts: Parts | None = None
     code_dtype: str = ""
 
 
@@ -57,12 +71,30 @@ def scale_of(
     The scales themselves, one a sharer, are named SCALE_TAG: small, and worth saving for the backward pass, where
     computing them again would be a pass over x.
     """
+    if scaling.parts is not None:
+        return _by_parts(x, axis, scaling, grid, scaling.parts)
     if extent is None or not from_largest(scaling):
         extent = extent_of(x, axis, scaling, grid)
     elif scaling.sharing == "tensor" and scaling.clip not in LEARNED:
         extent = jnp.max(extent, keepdims=True)
     scale = checkpoint_name(_from_extent(extent, scaling, grid), SCALE_TAG)
     return spread(scale, x.shape, axis, scaling)
+
+
+def _by_parts(x: jax.Array, axis: int | tuple[int, ...], scaling: Scaling, grid: Grid, parts: Parts) -> jax.Array:
+    """The scales of projections that lie side by side in x, each from its own values."""
+    lead = x.shape[: x.ndim - parts.axes]
+    features = x.reshape(*lead, parts.outer, sum(parts.sizes), -1)
+    # Along features, or for a tensor's one scale over everything.
+    own_axes = tuple(range(len(lead), features.ndim)) if _axes(axis, x.ndim)[-1] >= len(lead) else axis
+    alone, scales, start = replace(scaling, parts=None), [], 0
+    for size in parts.sizes:
+        part = jax.lax.slice_in_dim(features, start, start + size, axis=-2)
+        scale = scale_of(part, own_axes, alone, grid)
+        scales.append(jnp.broadcast_to(scale, (*scale.shape[:-3], parts.outer, size, features.shape[-1])))
+        start += size
+    scale = jnp.concatenate(scales, axis=-2)
+    return scale.reshape(*scale.shape[:-3], *x.shape[len(lead) :])
 
 
 def from_largest(scaling: Scaling) -> bool:
@@ -103,7 +135,7 @@ def _partition(
     shape: tuple[int, ...], axis: int | tuple[int, ...], scaling: Scaling
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(shape with the sharers' axes split off, axes over which a scale is shared)."""
-    axes = tuple(a % len(shape) for a in ((axis,) if isinstance(axis, int) else axis))
+    axes = _axes(axis, len(shape))
     if scaling.sharing == "tensor":
         return shape, tuple(range(len(shape)))
     if scaling.sharing == "channel":
@@ -115,13 +147,24 @@ def _partition(
     return blocked, (1, len(blocked) - 1)
 
 
+def _axes(axis: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
+    return tuple(a % rank for a in ((axis,) if isinstance(axis, int) else axis))
+
+
 def _from_extent(amax: jax.Array, scaling: Scaling, grid: Grid) -> jax.Array:
     """The scale of values whose largest magnitude is amax."""
     if scaling.scale_type == "e8m0":
         # OCP MX 1.0 §6.3: 2^(floor(log2 amax) - emax); magnitudes above the largest value saturate.
         largest = power_of_two_below(jnp.asarray(grid.qmax))
         floor = power_of_two_below(jnp.where(amax == 0, 1.0, amax))
-        return jnp.maximum(floor / largest, 2.0**-126)
+        scale = jnp.maximum(floor / largest, 2.0**-126)
+        # What saturates biases stochastic rounding: values enter at the share of their size (3/4 for E2M1) at which
+        # nothing does (Tseng et al. 2025, arXiv:2502.20586, Algorithm 1).
+        return scale * (2 * largest / grid.qmax) if scaling.stochastic else scale
+    if scaling.scale_type == "e8m0up":
+        ratio = _exact(jnp.where(amax == 0, 1.0, amax) / grid.qmax)
+        below = power_of_two_below(ratio)
+        return jnp.maximum(jnp.where(ratio > below, 2 * below, below), 2.0**-126)
     if scaling.scale_type == "e4m3":
         tensor_scale = _exact(_at_least(jnp.max(amax)) / (448.0 * grid.bound))
         blocks = jnp.clip(amax / grid.bound / tensor_scale, 2.0**-9, 448.0).astype(jnp.float8_e4m3fn)

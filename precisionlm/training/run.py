@@ -13,8 +13,8 @@ from precisionlm.cluster.hardware import model_flops_utilization
 from precisionlm.config import Experiment, run_id
 from precisionlm.data import source
 from precisionlm.errors import UserError
-from precisionlm.model.transformer import axis_sizes, parameter_counts
-from precisionlm.precision.binding import Grids, bind, leaks_future
+from precisionlm.model.transformer import parameter_counts
+from precisionlm.precision.binding import Grids, leaks_future
 from precisionlm.precision.describe import format_columns
 from precisionlm.precision.recipe import Recipe, parse_recipe
 from precisionlm.storage.result import Result
@@ -23,7 +23,7 @@ from precisionlm.training.evaluate import Evaluation
 from precisionlm.training.flops import training_flops_per_token
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.sharding import make_mesh
-from precisionlm.training.step import Program, abstract_state, program_of
+from precisionlm.training.step import Program, abstract_state, bound, program_of
 from precisionlm.training.trunk import Trunk, trunk_of
 
 
@@ -92,14 +92,7 @@ def prepare_run(experiment: Experiment, devices: list[jax.Device] | None = None)
             f"{what} {sequences} does not divide over {data_parallel} data-parallel devices (mesh.replica x mesh.fsdp)"
         )
     recipe = parse_recipe(experiment.precision.recipe)
-    structure, grids = bind(
-        recipe,
-        model.layers,
-        axis_sizes(model, experiment.data.sequence_length),
-        experiment.precision.backward,
-        experiment.precision.execution,
-        mesh.devices.flat[0].platform,
-    )
+    structure, grids = bound(experiment, mesh.devices.flat[0].platform)
     data_hash = dataset.meta.train.sha256 + dataset.meta.validation.sha256
     program, trunk = program_of(experiment, structure, mesh), trunk_of(experiment, data_hash)
     return Run(experiment, run_id(experiment, data_hash), dataset, recipe, program, grids, trunk)

@@ -13,8 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from precisionlm.config import Experiment, ModelConfig
-from precisionlm.model.transformer import Transformer
-from precisionlm.precision.binding import Grids, Structure, blank_grids
+from precisionlm.model.transformer import Transformer, axis_sizes, projections
+from precisionlm.precision.binding import Grids, Structure, bind, blank_grids
+from precisionlm.precision.recipe import parse_recipe
 from precisionlm.training.optimizer import LEARNED_SCALES, Hyper, adamw, learning_rate, learning_rates
 from precisionlm.training.sharding import ActivationSharding, batch_sharding, shardings
 
@@ -70,6 +71,20 @@ def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Prog
         t.loss_chunks,
         t.unroll or (experiment.model.layers if _of_gpus(mesh) else 1),
         t.deterministic,
+    )
+
+
+def bound(experiment: Experiment, platform: str) -> tuple[Structure, Grids]:
+    """The experiment's recipe bound to its model, for devices of a platform. Raises UserError (`binding.bind`)."""
+    model, precision = experiment.model, experiment.precision
+    return bind(
+        parse_recipe(precision.recipe),
+        model.layers,
+        axis_sizes(model, experiment.data.sequence_length),
+        precision.backward,
+        precision.execution,
+        platform,
+        projections(model),
     )
 
 

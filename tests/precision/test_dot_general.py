@@ -264,7 +264,7 @@ def test_gradient_products_rotate_both_operands():
         ("G=int4/had32", {}, "needs the same on dgrad_w"),
         ("P34=int4/had32,P56=int4/had64", {"qkv": {"wgrad_dy": 96, "wgrad_x": 96}}, "had64 does not fit wgrad"),
         ("W4@head:W=int4/had32", {}, "does not fit w at 'head'"),
-        ("A=int4/b16", {}, "blocks of two dimensions are for weights"),
+        ("W4@embed:W=int4/b16", {}, "blocks of two dimensions are for weights of products"),
         ("W=int4/b64", {"qkv": {"w": 128, "dgrad_w": 96}}, "block size 64 does not divide the 96 rows"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -104,11 +105,15 @@ def test_kumars_validation_runs_cost_the_same():
 
 
 def sun_row(e: Experiment) -> tuple[int, int, int, int, str]:
-    """N, D, E, M, B of one run; that P2, P4 and P6 and nothing else are quantized alike is checked on the way."""
+    """N, D, E, M, B of one run; that P2, P4 (which takes P2's value) and P6 and nothing else are quantized alike, P6
+    along the channels of a token, is checked on the way."""
     recipe = parse_recipe(e.precision.recipe)
     operands = {o: recipe.commonest(o) for o in ("a", "w", "dgrad_dy", "dgrad_w", "wgrad_dy", "wgrad_x")}
     assert operands["a"] is operands["dgrad_dy"] is operands["wgrad_dy"] is None
-    assert operands["w"] == operands["dgrad_w"] == operands["wgrad_x"]
+    assert e.precision.backward == "quantized" and operands["dgrad_w"] is None
+    assert operands["wgrad_x"].scaling.per_token == (operands["w"].scaling.sharing != "tensor")
+    plain = replace(operands["wgrad_x"].scaling, per_token=False)
+    assert operands["w"] == replace(operands["wgrad_x"], scaling=plain)
     assert recipe.commonest("q") is recipe.commonest("k") is recipe.commonest("p") is None
     format_, scaling = operands["w"].format, operands["w"].scaling
     block = str(scaling.group) if scaling.sharing == "group" else scaling.sharing
@@ -134,10 +139,11 @@ def test_suns_files_are_exactly_the_papers_list(fit, files):
 
 def test_chens_recipes():
     groups = ["-g32", "-g64", "-g128", "-g256", ""]
-    for file, main_recipe in (("w4a4", "W4A4"), ("w4a16", "W4"), ("w16a4", "A4")):
+    for file, main_recipe in (("w4a4", "int4full"), ("w4a16", "W=int4full"), ("w16a4", "A=int4full")):
         assert recipes_of(f"chen2025/{file}.yaml") == canonical(*(main_recipe + g for g in groups))
-    for file, main_recipe in (("w4a4_fc2_8bit", "W4A4"), ("w16a4_fc2_8bit", "A4")):
-        assert recipes_of(f"chen2025/{file}.yaml") == canonical(*(f"{main_recipe}{g}@down:A8{g}" for g in groups))
+    for file, main_recipe in (("w4a4_fc2_8bit", "int4full"), ("w16a4_fc2_8bit", "A=int4full")):
+        wider = [f"{main_recipe}{g}@down:A=int8full{g}" for g in groups]
+        assert recipes_of(f"chen2025/{file}.yaml") == canonical(*wider)
     budgets = sorted({round(e.tokens / 1e9, 2) for e in load_sweep(CONFIGS / "chen2025/w4a4.yaml")})
     assert budgets == [10, 20, 50, 100]
 
