@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 # Operands as columns. `w`, `a`: the forward product's weights and activations. `kv`, `q`, `p`: attention keys and
 # values, queries, probabilities. `dgrad_*`, `wgrad_*`: the input-gradient and weight-gradient products (Sun et al.
-# 2025 §2: P1 = a, P2 = w, P3 = dgrad_dy, P4 = dgrad_w, P5 = wgrad_dy, P6 = wgrad_x).
+# 2025 §2: P1 = a, P2 = w, P3 = dgrad_dy, P4 = dgrad_w, P5 = wgrad_dy, P6 = wgrad_x). Each is described by what the
+# value that enters its product went through: P4 and P6 by P2's and P1's format where they take those values over.
 OPERANDS = ("w", "a", "kv", "q", "p", "dgrad_dy", "dgrad_w", "wgrad_dy", "wgrad_x", "embed_w", "head_w", "head_a")
 
 _PER_OPERAND = {
@@ -15,10 +16,19 @@ _PER_OPERAND = {
     "bits": ("float", "bits per value, without scales (16 for bf16; log2(levels) for odd level counts)"),
     "exponent": ("float", "exponent bits (8 for bf16, 0 for integers)"),
     "mantissa": ("float", "mantissa bits (7 for bf16, bits - 1 for integers)"),
-    "scale": ("str", "who shares a scale: none, tensor, channel, group, block"),
-    "group": ("float", "elements that share one scale along the contracted axis; inf for tensor and channel"),
-    "scale_type": ("str", "number format of the scale itself: f32, bf16, e8m0, e4m3"),
+    "scale": (
+        "str",
+        "who shares a scale: none, tensor, channel (all along the contracted axis), group, block; token, token-group: "
+        "along the channels of a token in a weight-gradient product; '(forward)': as in the forward product, whose value "
+        "a gradient product takes over",
+    ),
+    "group": ("float", "elements that share one scale along that axis; inf for tensor, channel and token"),
+    "scale_type": ("str", "number format of the scale itself: f32, bf16, e8m0, e8m0up (rounded up), e4m3"),
+    "clip": ("str", "where the largest value lies: absmax, edge, mse, or trained: lsq, lac; none without quantization"),
+    "rounding": ("str", "nearest, stochastic; none without quantization"),
+    "rotation": ("int", "size of the Hadamard blocks that the operand is rotated by; 0 for none"),
 }
+_SHARE = "share of the operand's values (over sites and layers) that the columns describe; below 1: a mixture"
 
 
 @dataclass(frozen=True)
@@ -47,14 +57,20 @@ COLUMNS: tuple[Column, ...] = (
     Column("recipe", "str", "the precision recipe in its canonical spelling"),
     Column("execution", "str", "simulated or native"),
     Column("leaks_future", "bool", "a scale of this recipe is shared over time steps, so positions see later ones"),
+    Column("backward", "str", "gradient products take the forward operands quantized or unquantized"),
+    Column("precision_hash", "str", "hash of what every operand of every site and layer gets; equal: one precision"),
     *(
         Column(f"{operand}_{field}", dtype, f"{operand}: {meaning}")
         for operand in OPERANDS
-        for field, (dtype, meaning) in _PER_OPERAND.items()
+        for field, (dtype, meaning) in (_PER_OPERAND | {"share": ("float", _SHARE)}).items()
     ),
     Column("ptq_method", "str", "post-training quantization: none, rtn, gptq, awq"),
-    Column("ptq_bits", "float", "bits of the weights after post-training quantization; NaN where there was none"),
-    Column("ptq_group", "float", "elements sharing a scale in post-training quantization; inf: one per channel"),
+    *(
+        Column(
+            f"ptq_{field}", dtype, f"weights after post-training quantization (empty where there was none): {meaning}"
+        )
+        for field, (dtype, meaning) in _PER_OPERAND.items()
+    ),
     Column("schedule", "str", "learning-rate schedule: cosine, wsd, linear"),
     Column("learning_rate", "float", "peak learning rate"),
     Column("final_lr_fraction", "float", "learning rate at the last step / peak"),

@@ -13,9 +13,9 @@ from precisionlm.cluster.hardware import model_flops_utilization
 from precisionlm.config import Experiment, run_id
 from precisionlm.data import source
 from precisionlm.errors import UserError
-from precisionlm.model.transformer import parameter_counts
+from precisionlm.model.transformer import axis_sizes, parameter_counts
 from precisionlm.precision.binding import Grids, leaks_future
-from precisionlm.precision.describe import format_columns
+from precisionlm.precision.describe import precision_columns
 from precisionlm.precision.recipe import Recipe, parse_recipe
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
@@ -136,6 +136,7 @@ def result_row(
     operands = audit["operands"]
     hyper = hyperparameters(e)
     unique = e.data.unique_tokens
+    sizes = axis_sizes(e.model, e.data.sequence_length)
     row = {
         "run_id": run.run_id,
         "name": e.name,
@@ -148,7 +149,7 @@ def result_row(
         "recipe": str(run.recipe),
         "execution": e.precision.execution,
         "leaks_future": leaks_future(run.program.structure),
-        **format_columns(run.recipe),
+        **precision_columns(run.recipe, run.program.structure, sizes, e.model.layers),
         "schedule": e.optimizer.schedule,
         "learning_rate": hyper["learning_rate"],
         "final_lr_fraction": e.optimizer.final_fraction,

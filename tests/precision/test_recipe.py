@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from precisionlm.errors import UserError
 from precisionlm.precision.binding import bind, leaks_future
-from precisionlm.precision.describe import format_columns
 from precisionlm.precision.recipe import LINEAR_OPERANDS, parse_recipe
 
 SPELLINGS = {
@@ -145,13 +144,3 @@ def test_scales_over_time_are_flagged():
     assert not leaks_future(bind(parse_recipe("W=int4/tensor"), 1, {})[0])
     assert leaks_future(bind(parse_recipe("W4,A=int8/tensor"), 1, {})[0])
     assert leaks_future(bind(parse_recipe("nvfp4"), 1, {})[0])
-
-
-def test_columns_name_every_operand():
-    from precisionlm.columns import NAMES, OPERANDS
-
-    columns = format_columns(parse_recipe("W4A8KV4-g64@down:A=e4m3@head:W8"))
-    assert set(columns) <= set(NAMES)
-    assert {name.removesuffix("_bits") for name in columns if name.endswith("_bits")} == set(OPERANDS)
-    assert (columns["w_bits"], columns["a_format"], columns["w_group"], columns["kv_bits"]) == (4, "int8", 64, 4)
-    assert (columns["q_format"], columns["head_w_bits"], columns["p_bits"]) == ("bf16", 8, 16)

@@ -44,8 +44,9 @@ def forward_quantized(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarr
 
 
 def backward_quantized(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarray:
-    """(rows,) 1 where an operand of the gradients' products is below 16 bits, else 0."""
-    return _pass(frame, "bwd_format", BACKWARD)
+    """(rows,) 1 where output gradients are below 16 bits, else 0: products that take the forward pass's quantized
+    operands alone are a straight-through estimator, in high precision."""
+    return _pass(frame, "bwd_format", ("dgrad_dy", "wgrad_dy"))
 
 
 def weight_error(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarray:
