@@ -19,8 +19,8 @@ _PER_OPERAND = {
     "scale": (
         "str",
         "who shares a scale: none, tensor, channel (all along the contracted axis), group, block; token, token-group: "
-        "along the channels of a token in a weight-gradient product; '(forward)': as in the forward product, whose value "
-        "a gradient product takes over",
+        "along the channels of a token in a weight-gradient product; '(forward)': as in the forward product, whose "
+        "value a gradient product takes over",
     ),
     "group": ("float", "elements that share one scale along that axis; inf for tensor, channel and token"),
     "scale_type": ("str", "number format of the scale itself: f32, bf16, e8m0, e8m0up (rounded up), e4m3"),

@@ -122,14 +122,18 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _ptq(args: argparse.Namespace) -> int:
     from precisionlm.cluster.preemption import Interruption
+    from precisionlm.config import load
     from precisionlm.precision.recipe import parse_recipe
     from precisionlm.progress import reporting
-    from precisionlm.ptq.evaluate import METHODS, finished_runs, quantize_run, weight_quantization
+    from precisionlm.ptq.evaluate import METHODS, bound_to, finished_runs, quantize_run, weight_quantization
 
     if args.method not in METHODS:
         raise UserError(f"--method {args.method}: valid are {', '.join(METHODS)}")
     quantizations = [weight_quantization(word) for word in args.bits.split(",")]
     folders = finished_runs(args.runs, str(parse_recipe(args.recipe)) if args.recipe else None)
+    for folder in folders:
+        for quantization in quantizations:
+            bound_to(load(folder / "config.yaml"), quantization)
     if args.dry_run:
         planned = [
             {"run_dir": str(folder), "method": args.method, "formats": [str(q) for q in quantizations]}
@@ -147,7 +151,7 @@ def _ptq(args: argparse.Namespace) -> int:
         print(dumps(found))
     else:
         for row in found:
-            print(f"{row['run_dir']}  {row['ptq_method']} {row['ptq_bits']:g} bits  loss {_loss(row)}")
+            print(f"{row['run_dir']}  {row['ptq_method']} {row['ptq_format']}  loss {_loss(row)}")
     return DONE
 
 

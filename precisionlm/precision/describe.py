@@ -12,7 +12,7 @@ from typing import Any
 
 from precisionlm.precision.binding import Structure
 from precisionlm.precision.formats import BF16
-from precisionlm.precision.products import products
+from precisionlm.precision.products import Source, products
 from precisionlm.precision.recipe import ATTENTION_OPERANDS, BLOCK_LINEAR, LINEAR_OPERANDS, Quantization, Recipe
 
 Value = tuple[Quantization | None, bool]  # what a value went through, and whether the forward product took it
@@ -71,7 +71,7 @@ def _effective(recipe: Recipe, structure: Structure, site: str, layers: int) -> 
     resolved = recipe.resolve(layers)[site]
     if site == "attention":
         return {operand: [(q, False) for q in cells] for operand, cells in resolved.items()}
-    sources = {}
+    sources: dict[str, Source] = {}
     for product in products(structure.site(site), structure.backward):
         left, right = (operand for operand, name in _FORWARD.items() if name == product.name)
         sources |= {left: product.left, right: product.right}

@@ -1,31 +1,54 @@
 """Quantize finished runs after training and record the loss beside the run, as rows of the same table."""
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from precisionlm.config import load
+from precisionlm.config import Experiment, load
 from precisionlm.errors import UserError
-from precisionlm.precision.recipe import Quantization, parse_recipe
+from precisionlm.precision.binding import Grids, Structure
+from precisionlm.precision.describe import format_columns
+from precisionlm.precision.modifiers import slot_of
+from precisionlm.precision.recipe import BLOCK_LINEAR, Quantization, parse_recipe
+from precisionlm.precision.scaling import LEARNED
 from precisionlm.ptq.rtn import round_to_nearest
 from precisionlm.storage.checkpoint import folder_of, restore_params
 from precisionlm.storage.result import Result, finished_under
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import evaluate
 from precisionlm.training.run import evaluation_row, prepare_run
-from precisionlm.training.step import abstract_state
+from precisionlm.training.step import abstract_state, bound
 
-METHODS: dict[str, Callable[[Any, Quantization], Any]] = {"rtn": round_to_nearest}
+_OF_TRAINING = ("clipping", "rounding", "rotation")
+METHODS: dict[str, Callable[[Any, Structure, Grids], Any]] = {"rtn": round_to_nearest}
 
 
 def weight_quantization(text: str) -> Quantization:
-    """`4`, `int4`, `int4/g128`, `mxfp4`, … as a recipe writes a weight's format. Raises UserError."""
+    """`4`, `int4`, `int4/g128`, `mxfp4`, … as a recipe writes a weight's format. Raises UserError, also for what only
+    training has: rotated operands, stochastic rounding, trained scales."""
+    if alien := re.search(r"[@:,=-]", text):
+        raise UserError(f"'{text}': '{alien[0]}' is for recipes; give bits such as 4 or a format such as int4/g128")
     word = f"int{text}" if text.isdigit() else text
     quantization = parse_recipe(f"W={word}").commonest("w")
     if quantization is None:
         raise UserError(f"'{text}' leaves the weights unquantized; give bits such as 4 or a format such as int4/g128")
+    scaling = quantization.scaling
+    if scaling.rotate or scaling.stochastic or scaling.clip in LEARNED:
+        raise UserError(
+            f"'{text}': weights are rounded to nearest under fixed scales after training; leave away "
+            f"{', '.join(word for word in quantization.words() if slot_of(word).name in _OF_TRAINING)}"
+        )
     return quantization
+
+
+def bound_to(experiment: Experiment, quantization: Quantization) -> tuple[Structure, Grids]:
+    """The quantization of every weight of the blocks' linear layers, bound to a model. Raises UserError, as training
+    would, where it does not fit."""
+    precision = experiment.precision.model_copy(update={"recipe": f"W={quantization}", "execution": "simulated"})
+    return bound(experiment.model_copy(update={"precision": precision}), "cpu")
 
 
 def finished_runs(root: Path, recipe: str | None = None) -> list[Path]:
@@ -49,34 +72,51 @@ def quantize_run(
     interrupted: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
     """Quantize one run's newest checkpoint in several formats and evaluate each at the run's own training precision for
-    everything but the weights. Writes ptq/*.json in the run directory and returns their contents; what is there already
-    is not done again. Raises PreemptedError as soon as `interrupted` says so.
+    everything but the weights of the blocks' linear layers, which are rounded here and nowhere else. Writes ptq/*.json
+    in the run directory and returns their contents; what is there already is not done again.
+
+    Raises UserError where a format does not fit the model, before anything is loaded, and PreemptedError as soon as
+    `interrupted` says so.
     """
     directory = RunDirectory.at(folder)
     names = [f"ptq/{method}-{_slug(quantization)}.json" for quantization in quantizations]
     missing = [pair for pair in zip(names, quantizations, strict=True) if directory.read_json(pair[0]) is None]
     if missing:
-        run = prepare_run(load(folder / "config.yaml"))
+        experiment = load(folder / "config.yaml")
+        fitted = {quantization: bound_to(experiment, quantization) for _, quantization in missing}
+        run = prepare_run(experiment)
         if run.run_id != folder.name:
             raise UserError(f"{folder}: the data at {run.experiment.data.path} is not what this run was trained on")
         _, params = restore_params(
             folder_of(directory, run.experiment.checkpoint), abstract_state(run.program)["params"]
         )
         batches = run.validation_batches()
+        program = replace(run.program, structure=_with_plain_weights(run.program.structure))
+        needed = abstract_state(program)["params"]
         for name, quantization in missing:
             progress(f"{run.recipe} → {quantization}")
-            found = evaluate(run.program, METHODS[method](params, quantization), batches, run.grids, interrupted)
-            shared = quantization.scaling
+            rounded = _part(METHODS[method](params, *fitted[quantization]), needed)
+            grids = {site: {o: run.grids[site][o] for o in program.structure.site(site)} for site in run.grids}
+            found = evaluate(program, rounded, batches, grids, interrupted)
             directory.write_json(
                 name,
-                evaluation_row("ptq", found)
-                | {
-                    "ptq_method": method,
-                    "ptq_bits": float(quantization.format.bits),
-                    "ptq_group": float(shared.group) if shared.sharing == "group" else float("inf"),
-                },
+                evaluation_row("ptq", found) | {"ptq_method": method} | format_columns("ptq", quantization),
             )
     return [directory.read_json(name) for name in names]
+
+
+def _with_plain_weights(structure: Structure) -> Structure:
+    """The structure of a forward pass that takes the weights of the blocks' linear layers as they are."""
+    kept = [
+        (site, tuple((o, s) for o, s in operands if site not in BLOCK_LINEAR or o != "w"))
+        for site, operands in structure.sites
+    ]
+    return replace(structure, sites=tuple((site, operands) for site, operands in kept if operands))
+
+
+def _part(params: Any, wanted: Any) -> Any:
+    """The part of a tree of parameters that another one has."""
+    return {name: _part(params[name], wanted[name]) for name in wanted} if isinstance(wanted, dict) else params
 
 
 def _slug(quantization: Quantization) -> str:

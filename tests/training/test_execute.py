@@ -117,7 +117,7 @@ def test_result_has_every_column_of_the_table(experiment, tmp_path):
 
     outcome = train(experiment, tmp_path, devices=ONE)
     row = outcome.result.row | outcome.result.evaluations[0]
-    assert set(NAMES) - set(row) == {"status", "ptq_method", "ptq_bits", "ptq_group"}
+    assert set(NAMES) - set(row) == {"status"} | {name for name in NAMES if name.startswith("ptq_")}
     assert set(row) <= set(NAMES)
     assert row["D_tokens"] == 12 * 8 * 32 and row["audit_dots"] == 32
     assert row["flops"] == row["D_tokens"] * 6 * (row["N_params"] + 32 * 97 + 2 * 2 * 32 * 32 / 2)
