@@ -42,6 +42,7 @@ class Column:
 
 COLUMNS: tuple[Column, ...] = (
     Column("run_id", "str", "hash of the canonical experiment tree; equal ids are the same experiment"),
+    Column("schema", "int", "numerics that trained it (docs/identity.md); rows of two schemas do not compare"),
     Column("name", "str", "the experiment's own name, free text"),
     Column("evaluation", "str", "trained: at the precision trained at; bf16: unquantized; ptq: after quantization"),
     Column("status", "str", "done, diverged (loss left the finite numbers) or running"),

@@ -1,6 +1,5 @@
-"""The experiment: one typed frozen tree. Strict YAML in, canonical YAML out; run id = hash of what decides results."""
+"""The experiment: one typed frozen tree. Strict YAML in, canonical YAML out."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -78,6 +77,10 @@ class OptimizerConfig(Section):
     )
     z_loss: float = Field(0.0, ge=0, description="weight of the squared log-normalizer")
 
+    def warmup(self, steps: int) -> int:
+        """Steps of linear warm-up in a run of `steps`."""
+        return round(self.warmup_fraction * steps) if self.warmup_steps is None else self.warmup_steps
+
 
 class PrecisionConfig(Section):
     """Which operand of which site gets which number format."""
@@ -102,7 +105,9 @@ class TrainingConfig(Section):
     batch_size: int = Field(ge=1, description="sequences per step")
     accumulate: int = Field(1, ge=1, description="parts of a batch that gradients are summed over, one after the other")
     loss_chunks: int = Field(1, ge=1, description="parts of a sequence whose logits are in memory one after the other")
-    seed: int = Field(0, ge=0, description="of initial weights and data order; equal seeds are paired arms")
+    seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="of initial weights and data order; equal seeds are paired arms"
+    )
     weights_from: str | None = Field(
         None,
         pattern=r"(^|/)[0-9a-f]{12}/*$",
@@ -185,25 +190,6 @@ class Experiment(Section):
     def tokens(self) -> int:
         """Tokens trained on (D)."""
         return self.training.steps * self.batch_tokens
-
-
-# Neither the label nor where, by which program and how safely a run runs changes its result by more than rounding.
-_NOT_IN_IDENTITY: Any = {
-    "name": True,
-    "mesh": True,
-    "checkpoint": True,
-    "tracking": True,
-    "training": {"unroll": True, "deterministic": True},
-}
-
-
-def run_id(experiment: Experiment, dataset_hash: str) -> str:
-    """12 hex digits: the hash of everything that decides the result, with the data by content instead of by path."""
-    tree = experiment.model_dump(exclude=_NOT_IN_IDENTITY)
-    tree["data"]["path"] = dataset_hash
-    if experiment.training.weights_from is not None:
-        tree["training"]["weights_from"] = Path(experiment.training.weights_from).name  # a run id
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def to_yaml(experiment: Experiment) -> str:

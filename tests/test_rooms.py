@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "json_text", "progress", "columns", "analysis.table"),
     ("precision", "cluster", "analysis.laws"),
-    ("config", "analysis.table.read", "analysis.fitting"),
+    ("config", "identity", "analysis.table.read", "analysis.fitting"),
     ("data", "model", "storage", "analysis.decisions"),
     ("training", "analysis.figures"),
     ("compiling", "ptq", "analysis.report"),

@@ -19,7 +19,7 @@ from precisionlm.storage.checkpoint import folder_of, restore_params
 from precisionlm.storage.result import Result, finished_under
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import evaluate
-from precisionlm.training.run import evaluation_row, prepare_run
+from precisionlm.training.run import check_schema, evaluation_row, prepare_run
 from precisionlm.training.step import abstract_state, bound
 
 _OF_TRAINING = ("clipping", "rounding", "rotation")
@@ -85,6 +85,7 @@ def quantize_run(
         experiment = load(folder / "config.yaml")
         fitted = {quantization: bound_to(experiment, quantization) for _, quantization in missing}
         run = prepare_run(experiment)
+        check_schema(run, folder.parent)
         if run.run_id != folder.name:
             raise UserError(f"{folder}: the data at {run.experiment.data.path} is not what this run was trained on")
         _, params = restore_params(

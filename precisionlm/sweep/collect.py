@@ -38,7 +38,7 @@ def collect(root: Path) -> tuple[pd.DataFrame, list[str]]:
                 evaluations.append(directory.read_json(f"ptq/{path.name}"))
             except UserError as error:
                 unfinished.append(str(error))
-        common = {"status": result.status, "ptq_method": "none"}
+        common = {"status": result.status, "schema": 1, "ptq_method": "none"}
         rows += [_with_infinite_groups(common | result.row | evaluation) for evaluation in evaluations]
     if not rows:
         raise UserError(f"{root} holds no finished run (no result.json below it)")

@@ -12,7 +12,7 @@ from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.execute import train
 from precisionlm.training.flops import training_flops_per_token
-from precisionlm.training.run import Run, check_weights_from, non_embedding_of, prepare_run
+from precisionlm.training.run import Run, check_schema, check_weights_from, non_embedding_of, prepare_run
 from precisionlm.training.step import Program, train_step
 
 
@@ -48,6 +48,7 @@ def plan(experiments: Sequence[Experiment], out: Path) -> list[Row]:
         run = prepare_run(experiment)
         if run.run_id in rows:
             continue
+        check_schema(run, out)
         directory = RunDirectory(out, run.run_id)
         finished = Result.read(directory)
         status = finished.status if finished else "begun" if directory.path.exists() else "new"

@@ -28,7 +28,7 @@ from precisionlm.storage.run_directory import (
 from precisionlm.training.evaluate import place
 from precisionlm.training.loop import Beginning, Progress, Recorder, Training
 from precisionlm.training.optimizer import hyperparameters
-from precisionlm.training.run import Run, check_weights_from, evaluation_row, prepare_run, result_row
+from precisionlm.training.run import Run, check_schema, check_weights_from, evaluation_row, prepare_run, result_row
 from precisionlm.training.step import (
     Program,
     State,
@@ -68,6 +68,7 @@ def train(
     if len(ids := set(gather(run.run_id))) > 1:
         raise UserError(f"the processes would train different runs ({', '.join(sorted(ids))}): config or data differ")
     check_rows(run.program.mesh)
+    on_first(lambda: check_schema(run, out))
     directory = RunDirectory(out, run.run_id)
     result = _result_of(directory)
     if result is None:

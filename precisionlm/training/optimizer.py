@@ -17,7 +17,7 @@ Hyper = dict[str, Any]  # name → float or float32 scalar
 def hyperparameters(experiment: Experiment) -> Hyper:
     """The numbers of a run that its compiled step takes as arguments (floats)."""
     o, steps = experiment.optimizer, experiment.training.steps
-    warmup = round(o.warmup_fraction * steps) if o.warmup_steps is None else o.warmup_steps
+    warmup = o.warmup(steps)
     depth = (o.depth_scale / experiment.model.layers) ** 0.5 if o.depth_scale else 1.0
     return {
         "learning_rate": o.learning_rate * depth,

@@ -10,9 +10,10 @@ import jax
 
 from precisionlm import __version__
 from precisionlm.cluster.hardware import model_flops_utilization
-from precisionlm.config import Experiment, run_id
+from precisionlm.config import Experiment
 from precisionlm.data import source
 from precisionlm.errors import UserError
+from precisionlm.identity import SCHEMA, former_id, run_id
 from precisionlm.model.transformer import axis_sizes, parameter_counts
 from precisionlm.precision.binding import Grids, leaks_future
 from precisionlm.precision.describe import precision_columns
@@ -33,6 +34,7 @@ class Run:
 
     experiment: Experiment
     run_id: str
+    former_id: str
     dataset: source.Dataset
     recipe: Recipe
     program: Program
@@ -95,7 +97,25 @@ def prepare_run(experiment: Experiment, devices: list[jax.Device] | None = None)
     structure, grids = bound(experiment, mesh.devices.flat[0].platform)
     data_hash = dataset.meta.train.sha256 + dataset.meta.validation.sha256
     program, trunk = program_of(experiment, structure, mesh), trunk_of(experiment, data_hash)
-    return Run(experiment, run_id(experiment, data_hash), dataset, recipe, program, grids, trunk)
+    return Run(
+        experiment,
+        run_id(experiment, data_hash),
+        former_id(experiment, data_hash),
+        dataset,
+        recipe,
+        program,
+        grids,
+        trunk,
+    )
+
+
+def check_schema(run: Run, folder: Path) -> None:
+    """Raises UserError where a folder holds this experiment as an earlier schema trained it (docs/identity.md)."""
+    if (folder / run.former_id / "config.yaml").exists():
+        raise UserError(
+            f"{folder / run.former_id} is this experiment as schema 1 trained it, by other numerics than those of "
+            f"schema {SCHEMA}; move it away to train anew (docs/identity.md)"
+        )
 
 
 def check_weights_from(run: Run) -> None:
@@ -139,6 +159,7 @@ def result_row(
     sizes = axis_sizes(e.model, e.data.sequence_length)
     row = {
         "run_id": run.run_id,
+        "schema": SCHEMA,
         "name": e.name,
         "N_params": non_embedding,
         "N_total": total,

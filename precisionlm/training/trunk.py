@@ -8,7 +8,8 @@ that lies on its own way, of any run beside it: bit for bit the run that it woul
 from dataclasses import dataclass
 from typing import Any
 
-from precisionlm.config import Experiment, run_id
+from precisionlm.config import Experiment
+from precisionlm.identity import run_id
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.optimizer import hyperparameters
 
