@@ -21,9 +21,17 @@ _NAMES = {
     "v": "values",
     "p": "probabilities",
 }
+_CLIPPINGS = {
+    "absmax": "largest magnitude",
+    "edge": "largest magnitude at the last bucket's edge",
+    "mse": "best for normal values",
+    "lsq": "trained step size (lsq)",
+    "lac": "trained share of the largest (lac)",
+}
 # Who has a scale of its own: everyone along the axis that the operand's product contracts shares it.
 _SHARERS = {"w": "output channel", "dgrad_w": "input channel", "wgrad_dy": "output channel", "wgrad_x": "input channel"}
-_MOST_VALUES = 64  # values listed of one format
+_MOST_BITS_DRAWN = 12
+_MOST_BITS = 7  # of formats whose values are listed
 
 
 def bits_per_value(quantization: Quantization | None, axis: int | None = None) -> float:
@@ -43,7 +51,7 @@ def explain(recipe: Recipe, layers: int = 4) -> list[dict[str, Any]]:
     """A row a (site, operand) that the recipe quantizes somewhere, for a model of `layers` blocks.
 
     Keys: site, operand, meaning, layers (which; `all` or a list), format, bits, bits_with_scales, scale, scale_type,
-    rounding, largest (value of the grid), levels.
+    clip, rotation (0: none), rounding, largest (value of the grid).
     """
     rows = []
     for site in SITES:
@@ -60,10 +68,10 @@ def explain(recipe: Recipe, layers: int = 4) -> list[dict[str, Any]]:
 def _row(site: str, operand: str, quantization: Quantization, layers: Any) -> dict[str, Any]:
     scaling, fmt = quantization.scaling, quantization.format
     sharing = {
-        "group": f"groups of {scaling.group}",
+        "group": f"groups of {scaling.group}" + " channels of a token" * scaling.per_token,
         "block": f"{scaling.group} x {scaling.group} block",
         "tensor": "whole tensor",
-        "channel": _SHARERS.get(operand, "token"),
+        "channel": "token" if scaling.per_token else _SHARERS.get(operand, "token"),
     }[scaling.sharing]
     return {
         "site": site,
@@ -75,6 +83,8 @@ def _row(site: str, operand: str, quantization: Quantization, layers: Any) -> di
         "bits_with_scales": bits_per_value(quantization),
         "scale": sharing,
         "scale_type": scaling.scale_type,
+        "clip": _CLIPPINGS[scaling.clip],
+        "rotation": scaling.rotate,
         "rounding": "stochastic" if scaling.stochastic else "nearest even",
         "largest": float(fmt.grid().qmax),
     }
@@ -96,7 +106,9 @@ def as_text(recipe: Recipe, layers: int = 4) -> str:
     lines.append(f"{'site':10} {'operand':9} {'format':12} {'bits':>6} {'with scales':>11}  scale, rounding, layers")
     for row in rows:
         where = "" if row["layers"] == "all" else f", layers {', '.join(map(str, row['layers']))} of {layers}"
-        how = f"{row['scale_type']} per {row['scale']}, {row['rounding']}{where}"
+        rotated = f", rotated in Hadamard blocks of {row['rotation']}" if row["rotation"] else ""
+        clip = f", {row['clip']}" if row["clip"] != _CLIPPINGS["absmax"] else ""
+        how = f"{row['scale_type']} per {row['scale']}{clip}, {row['rounding']}{rotated}{where}"
         sizes = f"{row['bits']:6.3g} {row['bits_with_scales']:11.4g}"
         lines.append(f"{row['site']:10} {row['operand']:9} {row['format']:12} {sizes}  {how}")
     lines.append("everything else: bf16")
@@ -106,11 +118,15 @@ def as_text(recipe: Recipe, layers: int = 4) -> str:
 
 
 def _values(fmt: Format) -> str:
+    grid = fmt.grid()
+    sign = "±" if grid.qmin == -grid.qmax else ""
+    if fmt.bits > _MOST_BITS:
+        least = float(grid.low) * float(grid.fine)
+        ends = f"±{grid.qmax:g}" if sign else f"{grid.qmin:g} to {grid.qmax:g}"
+        count = f"{len(fmt.values())} " if fmt.bits <= _MOST_BITS_DRAWN else ""
+        return f"{count}values up to {ends}, smallest above zero {least:g}"
     values = fmt.values()
-    shown = np.abs(values[values >= 0])
-    if len(shown) > _MOST_VALUES:
-        return f"{len(values)} values up to ±{values[-1]:g}, smallest above zero {shown[1]:g}"
-    return "±" + " ".join(f"{value:g}" for value in shown)
+    return sign + " ".join(f"{value:g}" for value in (np.abs(values[values >= 0]) if sign else values))
 
 
 def plot(recipe: Recipe, out: Path, layers: int = 4) -> None:
@@ -121,7 +137,10 @@ def plot(recipe: Recipe, out: Path, layers: int = 4) -> None:
     figure = Figure(figsize=(8, 0.7 + 0.55 * max(1, len(formats))), layout="constrained")
     axes = figure.subplots()
     for i, fmt in enumerate(formats):
-        values = fmt.values() / fmt.values()[-1]
+        if fmt.bits > _MOST_BITS_DRAWN:
+            axes.fill_between([-1, 1], i - 0.32, i + 0.32, color="#0072B2", alpha=0.5)  # too fine to tell lines apart
+            continue
+        values = fmt.values() / np.abs(fmt.values()).max()
         axes.vlines(values, i - 0.32, i + 0.32, color="#0072B2", linewidth=0.9 if len(values) < 300 else 0.3)
     axes.set_yticks(range(len(formats)), [f"{fmt.name} ({fmt.bits:.3g} bits)" for fmt in formats])
     axes.set_xlabel("value / largest value")

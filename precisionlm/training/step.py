@@ -146,7 +146,7 @@ def token_losses(
     transformer = program.transformer()
     x_BTD: Any = transformer.apply({"params": params}, tokens_BT1[:, :-1], grids, key, method="hidden")
 
-    def losses(x_BTD: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def losses(x_BTD: jax.Array, targets_BT: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         logits_BTV: Any = transformer.apply({"params": params}, x_BTD, grids, key, method="logits")
         log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
         # A comparison instead of a gather: the gather's gradient is a scatter through a float32 [B, T, V] in memory.
@@ -155,12 +155,15 @@ def token_losses(
         return log_z_BT - target_BT, log_z_BT
 
     if program.loss_chunks == 1:
-        return losses(x_BTD, tokens_BT1[:, 1:])
+        return losses(x_BTD, tokens_BT1[:, 1:], key)
 
     def in_chunks(y: jax.Array) -> jax.Array:
         return jnp.moveaxis(y.reshape(y.shape[0], program.loss_chunks, -1, *y.shape[2:]), 1, 0)
 
-    found = jax.lax.map(jax.checkpoint(lambda c: losses(*c)), (in_chunks(x_BTD), in_chunks(tokens_BT1[:, 1:])))
+    # A key of its own for every chunk: rounding noise must not repeat.
+    keys = None if key is None else jax.random.split(key, program.loss_chunks)
+    chunks = in_chunks(x_BTD), in_chunks(tokens_BT1[:, 1:]), keys
+    found = jax.lax.map(jax.checkpoint(lambda c: losses(*c)), chunks)
     nll_BT, log_z_BT = (jnp.moveaxis(y_CBT, 0, 1).reshape(y_CBT.shape[1], -1) for y_CBT in found)
     return nll_BT, log_z_BT
 

@@ -32,3 +32,21 @@ def test_text_and_plot(tmp_path):
     assert as_text(parse_recipe("bf16")) == "recipe bf16: every operand in bf16"
     plot(parse_recipe("W=e2m1,A=int4"), tmp_path / "grid.png")
     assert (tmp_path / "grid.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("W=e5m10", ["smallest above zero", "16 "]),
+        ("W=e8m7", ["smallest above zero"]),
+        ("W4A4-mse-had64", ["best for normal values", "rotated in Hadamard blocks of 64"]),
+        ("W=int4/lsq,A=int4/lac", ["trained step size (lsq)", "trained share of the largest (lac)"]),
+        ("W=int4full,S=uint8", ["int4full: -8 -7", "values up to 0 to 255"]),
+        ("P6=e1m1/g32/token", ["groups of 32 channels of a token"]),
+    ],
+)
+def test_everything_is_said_of_every_recipe(recipe, words, tmp_path):
+    text = as_text(parse_recipe(recipe))
+    assert all(word in text for word in words)
+    plot(parse_recipe(recipe), tmp_path / "grids.png")
+    assert (tmp_path / "grids.png").stat().st_size > 1000
