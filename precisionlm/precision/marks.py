@@ -181,23 +181,29 @@ def _scan(
     """A loop with the statistics of its iterations beside its outputs. The innermost loop around an operand of the
     blocks is the one over layers, whose expected grids go along."""
     p = eqn.params
-    consts, carry = p["num_consts"], p["num_consts"] + p["num_carry"]
+    consts, carry, sliced = _scan_parts(p, given)
     direct = _marked(p["jaxpr"], through_scans=False) & wanted
     by_layer = {tag: expected[tag] for tag in direct if jnp.ndim(expected[tag].on)}
 
-    def body(carried: Any, sliced: Any) -> Any:
-        inputs, grids = sliced
+    def body(carried: Any, here: Any) -> Any:
+        inputs, grids = here
         inside: dict[str, dict[str, jax.Array]] = {}
         # More is wanted than there is, so that all of the body runs: iterations hand on what they carry.
-        outputs = _run(p["jaxpr"], [*given[:consts], *carried, *inputs], {**expected, **grids}, wanted | {""}, inside)
+        outputs = _run(p["jaxpr"], [*consts, *carried, *inputs], {**expected, **grids}, wanted | {""}, inside)
         assert outputs is not None
-        return outputs[: p["num_carry"]], (outputs[p["num_carry"] :], inside)
+        return outputs[: len(carry)], (outputs[len(carry) :], inside)
 
-    last, (stacked, inside) = lax.scan(
-        body, given[consts:carry], (given[carry:], by_layer), p["length"], p["reverse"], p["unroll"]
-    )
+    last, (stacked, inside) = lax.scan(body, carry, (sliced, by_layer), p["length"], p["reverse"], p["unroll"])
     found.update(inside)
     return [*last, *stacked]
+
+
+def _scan_parts(params: Mapping[str, Any], given: list[Any]) -> list[list[Any]]:
+    """A loop's operands: constants, what is carried, what is sliced."""
+    if "ft_in" in params:  # since jax 0.11
+        return [list(part) for part in params["ft_in"].update(given).unpack()]
+    ends = params["num_consts"], params["num_consts"] + params["num_carry"]
+    return [given[: ends[0]], given[ends[0] : ends[1]], given[ends[1] :]]
 
 
 def _compare(tag: str, seen: Mapping[str, jax.Array], grid: Grid) -> dict[str, jax.Array]:
