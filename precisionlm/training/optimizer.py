@@ -36,7 +36,8 @@ def hyperparameters(experiment: Experiment) -> Hyper:
 
 
 def learning_rate(schedule: str, step: jax.Array, h: Hyper) -> jax.Array:
-    """Learning rate of the update with 0-based index `step`: linear warm-up from 0, then
+    """Learning rate of the update with 0-based index `step`: linear warm-up, from peak / warmup at the first update to
+    the peak at index warmup - 1, then
 
     cosine: half a cosine from the peak to final_fraction * peak at `steps`; linear: a line there;
     wsd: the peak until (1 - decay_fraction) * steps, then a line (Hu et al. 2024, arXiv:2404.06395).
@@ -47,7 +48,7 @@ def learning_rate(schedule: str, step: jax.Array, h: Hyper) -> jax.Array:
     progress = jnp.clip((t - start) / jnp.maximum(steps - start, 1.0), 0.0, 1.0)
     fall = (1 + jnp.cos(jnp.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
     decayed = h["final_fraction"] + (1 - h["final_fraction"]) * fall
-    return h["learning_rate"] * jnp.where(t < warmup, t / jnp.maximum(warmup, 1.0), decayed)
+    return h["learning_rate"] * jnp.where(t < warmup, (t + 1) / jnp.maximum(warmup, 1.0), decayed)
 
 
 def adamw(h: Hyper) -> optax.GradientTransformation:
