@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from precisionlm.config import Experiment
@@ -17,13 +18,12 @@ Hyper = dict[str, Any]  # name → float or float32 scalar
 def hyperparameters(experiment: Experiment) -> Hyper:
     """The numbers of a run that its compiled step takes as arguments (floats)."""
     o, steps = experiment.optimizer, experiment.training.steps
-    warmup = round(o.warmup_fraction * steps) if o.warmup_steps is None else o.warmup_steps
     depth = (o.depth_scale / experiment.model.layers) ** 0.5 if o.depth_scale else 1.0
     return {
         "learning_rate": o.learning_rate * depth,
         "scale_learning_rate": o.scale_learning_rate,
         "steps": float(steps),
-        "warmup": float(min(warmup, steps)),
+        "warmup": float(min(_warmup_asked(experiment), steps)),
         "decay_fraction": o.decay_fraction,
         "final_fraction": o.final_fraction,
         "beta1": o.beta1,
@@ -33,6 +33,23 @@ def hyperparameters(experiment: Experiment) -> Hyper:
         "clip_norm": o.clip_norm,
         "z_loss": o.z_loss,
     }
+
+
+def _warmup_asked(experiment: Experiment) -> int:
+    o = experiment.optimizer
+    return round(o.warmup_fraction * experiment.training.steps) if o.warmup_steps is None else o.warmup_steps
+
+
+def warmup_warning(experiment: Experiment) -> str | None:
+    """One line where the warm-up takes the whole run, so that the learning rate never falls; else None."""
+    warmup, steps = _warmup_asked(experiment), experiment.training.steps
+    if warmup < steps:
+        return None
+    key = "warmup_fraction" if experiment.optimizer.warmup_steps is None else "warmup_steps"
+    return (
+        f"optimizer.{key}: {warmup} steps of warm-up are not fewer than training.steps {steps}, so the warm-up is cut "
+        f"to {steps} and the learning rate never falls; lower {key} or train longer"
+    )
 
 
 def learning_rate(schedule: str, step: jax.Array, h: Hyper) -> jax.Array:
@@ -49,6 +66,12 @@ def learning_rate(schedule: str, step: jax.Array, h: Hyper) -> jax.Array:
     fall = (1 + jnp.cos(jnp.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
     decayed = h["final_fraction"] + (1 - h["final_fraction"]) * fall
     return h["learning_rate"] * jnp.where(t < warmup, (t + 1) / jnp.maximum(warmup, 1.0), decayed)
+
+
+def final_rate_fraction(schedule: str, updates: int, h: Hyper) -> float:
+    """Learning rate of the last of so many updates (at least 1) / the largest one among them."""
+    rates = np.asarray(learning_rate(schedule, jnp.arange(updates), h))
+    return float(rates[-1] / rates.max())
 
 
 def adamw(h: Hyper) -> optax.GradientTransformation:

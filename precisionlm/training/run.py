@@ -21,7 +21,7 @@ from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import Evaluation
 from precisionlm.training.flops import training_flops_per_token
-from precisionlm.training.optimizer import hyperparameters
+from precisionlm.training.optimizer import final_rate_fraction, hyperparameters
 from precisionlm.training.sharding import make_mesh
 from precisionlm.training.step import Program, abstract_state, program_of
 from precisionlm.training.trunk import Trunk, trunk_of
@@ -158,7 +158,7 @@ def result_row(
         **format_columns(run.recipe),
         "schedule": e.optimizer.schedule,
         "learning_rate": hyper["learning_rate"],
-        "final_lr_fraction": e.optimizer.final_fraction,
+        "final_lr_fraction": final_rate_fraction(e.optimizer.schedule, steps, hyper),
         "warmup_steps": int(hyper["warmup"]),
         "weight_decay": e.optimizer.weight_decay,
         "batch_tokens": e.batch_tokens,

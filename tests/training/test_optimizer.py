@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from precisionlm.training.optimizer import adamw, hyperparameters, learning_rate
+from precisionlm.training.optimizer import adamw, final_rate_fraction, hyperparameters, learning_rate, warmup_warning
 
 H = {"learning_rate": 3e-3, "steps": 200.0, "warmup": 20.0, "decay_fraction": 0.25, "final_fraction": 0.1}
 STEPS = np.arange(0, 201)
@@ -67,3 +67,19 @@ def test_hyperparameters_resolve_warm_up_and_depth(experiment):
     assert hyperparameters(experiment)["warmup"] == 1.0
     assert hyperparameters(deep)["warmup"] == 3.0
     assert hyperparameters(deep)["learning_rate"] == pytest.approx(3e-3 * 2.0)
+
+
+def test_the_final_fraction_is_that_of_the_rates_used():
+    assert final_rate_fraction("linear", 200, H) == pytest.approx(0.1 + 0.9 / 180)  # the end itself is at index 200
+    assert final_rate_fraction("wsd", 150, H) == 1.0  # stopped before the decay
+    assert final_rate_fraction("cosine", 20, H | {"steps": 20.0}) == 1.0  # nothing but warm-up
+    assert final_rate_fraction("cosine", 5, H) == 1.0
+
+
+@pytest.mark.parametrize(("warmup", "steps", "warned"), [(11, 12, False), (12, 12, True), (500, 12, True)])
+def test_a_warm_up_as_long_as_the_run_is_said(experiment, warmup, steps, warned):
+    optimizer = experiment.optimizer.model_copy(update={"warmup_steps": warmup})
+    line = warmup_warning(experiment.model_copy(update={"optimizer": optimizer}))
+    assert (line is not None) == warned
+    if line:
+        assert f"{warmup} steps of warm-up" in line and "training.steps 12" in line and "\n" not in line
