@@ -34,7 +34,11 @@ COLUMNS: tuple[Column, ...] = (
     Column("run_id", "str", "hash of the canonical experiment tree; equal ids are the same experiment"),
     Column("name", "str", "the experiment's own name, free text"),
     Column("evaluation", "str", "trained: at the precision trained at; bf16: unquantized; ptq: after quantization"),
-    Column("status", "str", "done, diverged (loss left the finite numbers) or running"),
+    Column(
+        "status",
+        "str",
+        "done, or diverged: loss not finite or too high, or most steps skipped (100 in a row, or half of all)",
+    ),
     Column("N_params", "int", "non-embedding parameters (count): everything but embedding table and head"),
     Column("N_total", "int", "all parameters (count)"),
     Column("D_tokens", "int", "tokens trained on (count), repetitions included"),
@@ -62,7 +66,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("weight_decay", "float", "decoupled weight decay"),
     Column("batch_tokens", "int", "tokens per optimizer step (count)"),
     Column("sequence_length", "int", "tokens per sequence (count)"),
-    Column("steps", "int", "optimizer steps done"),
+    Column("steps", "int", "optimizer steps done, skipped ones included"),
+    Column("skipped_steps", "int", "of the steps, those without a finite gradient, whose update was skipped (on_nan)"),
     Column("weights_from", "str", "run whose weights this one began with (its tokens are not in D_tokens); else empty"),
     Column("branch_from", "str", "run whose state of a shared trunk (wsd) this one began from; empty: fresh weights"),
     Column("branch_steps", "int", "of the steps, those taken over from that run"),
@@ -73,10 +78,16 @@ COLUMNS: tuple[Column, ...] = (
     Column("dataset", "str", "sha256 of the training tokens, first 12 hex digits"),
     Column("tokenizer", "str", "sha256 of the tokenizer file, first 12 hex digits"),
     Column("flops", "float", "training FLOPs by formula, 16-bit-equivalent operations (count)"),
-    Column("tokens_per_second", "float", "median over steps after the first ten, whole job (tokens/s)"),
+    Column(
+        "tokens_per_second",
+        "float",
+        "batch_tokens / median time of a step (after the first ten, if there are more), whole job (tokens/s)",
+    ),
     Column("mfu", "float", "model FLOPs (formula) per second and device / its bf16 peak; NaN for an unknown chip"),
     Column("wall_seconds", "float", "wall time in training, over all resumes (s)"),
-    Column("goodput", "float", "share of wall_seconds spent in training steps"),
+    Column(
+        "goodput", "float", "share of wall_seconds spent in training steps, without compilation, evaluation and waits"
+    ),
     Column(
         "peak_memory", "float", "of the fullest device of process 0 since it started (bytes); NaN where not counted"
     ),

@@ -153,7 +153,7 @@ def _train(
         tracked = TrackedLog(log, on_all(lambda: open_until_done.enter_context(others)))
         window = ProfileWindow(run.experiment.tracking, directory.path, is_first())
         open_until_done.callback(window.close)
-        recorder = Recorder(run.experiment.training, tracked, window, progress, beginning.position.get("skipped", 0))
+        recorder = Recorder(run.experiment.training, tracked, window, progress, beginning)
         training = Training(run, directory, checkpoints, beginning, recorder, interrupted)
         try:
             evaluated = on_first(lambda: has_evaluation(directory.metrics, beginning.step))
@@ -164,7 +164,8 @@ def _train(
 
     def record() -> None:
         metrics = list(read_metrics(directory.metrics))
-        row = result_row(run, applied, metrics, beginning.wall_seconds(), beginning.position.get("branch", {}))
+        branch, skipped = beginning.position.get("branch", {}), recorder.skipped_steps
+        row = result_row(run, applied, metrics, beginning.wall_seconds(), branch, skipped)
         Result(status=status, reason=reason, row=row, evaluations=evaluations).write(directory)
 
     on_first(record)

@@ -126,7 +126,12 @@ def non_embedding_of(run: Run) -> int:
 
 
 def result_row(
-    run: Run, audit: dict[str, Any], metrics: list[dict[str, Any]], wall_seconds: float, branch: dict[str, Any]
+    run: Run,
+    audit: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    wall_seconds: float,
+    branch: dict[str, Any],
+    skipped_steps: int,
 ) -> dict[str, Any]:
     """Everything of a finished run that the runs table has a column for, but its evaluations (see `columns`)."""
     e = run.experiment
@@ -134,9 +139,7 @@ def result_row(
     losses = [line["loss"] for line in metrics if "loss" in line]
     steps = len(losses)
     tokens = steps * e.batch_tokens
-    all_seconds = [line["seconds"] for line in metrics if "seconds" in line]
-    seconds = all_seconds[10:]
-    rate = e.batch_tokens / statistics.median(seconds) if seconds else math.nan
+    rate, goodput = pace([line["seconds"] for line in metrics if "seconds" in line], e.batch_tokens, wall_seconds)
     per_token = training_flops_per_token(e.model, non_embedding, e.data.sequence_length)
     devices = run.program.mesh.devices
     kind = devices.flat[0].device_kind
@@ -164,6 +167,7 @@ def result_row(
         "batch_tokens": e.batch_tokens,
         "sequence_length": e.data.sequence_length,
         "steps": steps,
+        "skipped_steps": skipped_steps,
         "weights_from": run.weights_from.path.name if run.weights_from else "",
         "branch_from": branch.get("run_id", ""),
         "branch_steps": branch.get("steps", 0),
@@ -177,7 +181,7 @@ def result_row(
         "tokens_per_second": rate,
         "mfu": model_flops_utilization(kind, rate * per_token / devices.size),
         "wall_seconds": wall_seconds,
-        "goodput": min(1.0, sum(all_seconds) / wall_seconds) if wall_seconds else math.nan,
+        "goodput": goodput,
         "peak_memory": _peak_memory(devices),
         "device": f"{kind} x {devices.size}",
         "jax_version": jax.__version__,
@@ -186,6 +190,14 @@ def result_row(
     }
     worst = {"audit_clipped": "clipped", "audit_zeros": "zeros", "audit_relative_mse": "relative_mse"}
     return row | {column: max((o[key] for o in operands), default=0.0) for column, key in worst.items()}
+
+
+def pace(seconds: list[float], batch_tokens: int, wall_seconds: float) -> tuple[float, float]:
+    """(tokens/s, goodput) of a run from the times of its steps (s) and its wall time: batch_tokens / median over the
+    steps after the first ten, or over all where there are no more (NaN without any); share of the wall time in steps.
+    """
+    rate = batch_tokens / statistics.median(seconds[10:] or seconds) if seconds else math.nan
+    return rate, sum(seconds) / wall_seconds if wall_seconds else math.nan
 
 
 def _peak_memory(devices: Any) -> float | None:
