@@ -91,9 +91,12 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "peak_memory", "float", "of the fullest device of process 0 since it started (bytes); NaN where not counted"
     ),
-    Column("device", "str", "device kind x count"),
-    Column("jax_version", "str", "version of jax"),
-    Column("package_version", "str", "version of precisionlm"),
+    Column(
+        "segments", "int", "starts of the run (count), the resumes among them; result.json says what each ran under"
+    ),
+    Column("device", "str", "device kind x count; where starts differ, all of them in order, between them '; '"),
+    Column("jax_version", "str", "version of jax; all of them, like device"),
+    Column("package_version", "str", "version of precisionlm, +COMMIT where it runs from a checkout; like device"),
     Column("audit_dots", "int", "matrix products in the training step's program that carry a quantized operand"),
     Column("audit_clipped", "float", "largest share of clipped values over quantized operands"),
     Column("audit_zeros", "float", "largest share of non-zero values quantized to zero over quantized operands"),

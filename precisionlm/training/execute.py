@@ -25,6 +25,7 @@ from precisionlm.storage.run_directory import (
     read_metrics,
     trim_metrics,
 )
+from precisionlm.training import provenance
 from precisionlm.training.evaluate import place
 from precisionlm.training.loop import Beginning, Progress, Recorder, Training
 from precisionlm.training.optimizer import hyperparameters
@@ -126,6 +127,7 @@ def _train(
 ) -> Result:
     """Train from the newest checkpoint to the end; returns the result, also of a diverged run."""
     beginning = beginning_of(run, directory, checkpoints)
+    on_first(lambda: provenance.append(directory, provenance.segment(run.program.mesh, beginning.step)))
 
     def stop_before_compiling() -> None:
         if interrupted():
@@ -165,8 +167,10 @@ def _train(
     def record() -> None:
         metrics = list(read_metrics(directory.metrics))
         branch, skipped = beginning.position.get("branch", {}), recorder.skipped_steps
-        row = result_row(run, applied, metrics, beginning.wall_seconds(), branch, skipped)
-        Result(status=status, reason=reason, row=row, evaluations=evaluations).write(directory)
+        segments = provenance.segments(directory)
+        row = result_row(run, applied, metrics, beginning.wall_seconds(), branch, skipped, segments)
+        result = Result(status=status, reason=reason, row=row, evaluations=evaluations, segments=segments)
+        result.write(directory)
 
     on_first(record)
     result = _result_of(directory)

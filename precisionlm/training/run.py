@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from precisionlm import __version__
 from precisionlm.cluster.hardware import model_flops_utilization
 from precisionlm.config import Experiment, run_id
 from precisionlm.data import source
@@ -22,6 +21,7 @@ from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import Evaluation
 from precisionlm.training.flops import training_flops_per_token
 from precisionlm.training.optimizer import final_rate_fraction, hyperparameters
+from precisionlm.training.provenance import Segment, distinct
 from precisionlm.training.sharding import make_mesh
 from precisionlm.training.step import Program, abstract_state, program_of
 from precisionlm.training.trunk import Trunk, trunk_of
@@ -132,6 +132,7 @@ def result_row(
     wall_seconds: float,
     branch: dict[str, Any],
     skipped_steps: int,
+    segments: list[Segment],
 ) -> dict[str, Any]:
     """Everything of a finished run that the runs table has a column for, but its evaluations (see `columns`)."""
     e = run.experiment
@@ -183,9 +184,8 @@ def result_row(
         "wall_seconds": wall_seconds,
         "goodput": goodput,
         "peak_memory": _peak_memory(devices),
-        "device": f"{kind} x {devices.size}",
-        "jax_version": jax.__version__,
-        "package_version": __version__,
+        "segments": len(segments),
+        **{key: distinct(segments, key) for key in ("device", "jax_version", "package_version")},
         "audit_dots": audit["products"],
     }
     worst = {"audit_clipped": "clipped", "audit_zeros": "zeros", "audit_relative_mse": "relative_mse"}
