@@ -124,7 +124,11 @@ class TrainingConfig(Section):
     deterministic: bool = Field(
         False, description="on GPUs too: every run gives the same bits; slower, without flash attention"
     )
-    on_nan: Literal["stop", "skip"] = Field("stop", description="non-finite loss or gradient: end as diverged, or skip")
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop",
+        description="non-finite loss or gradient: end as diverged, or skip the update, and end so after 100 skipped in "
+        "a row, or if more than half of all steps were",
+    )
     divergence_loss: float = Field(20.0, gt=0, description="nats/token above which a run counts as diverged")
 
 

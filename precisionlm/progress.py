@@ -1,21 +1,47 @@
 """How far a job is and how long it still takes: a bar on a terminal, a line now and then in a log."""
 
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 _LOG_EVERY_SECONDS = 10.0
+_RECENT = 11  # reports of progress whose pace counts: few, so that a change of pace is soon seen
 
 
 class Reporter(Protocol):
     """Takes (share of the whole job done, 0…1; what is happening now)."""
 
     def __call__(self, share: float, text: str) -> None: ...
+
+
+class TimeLeft:
+    """How long a job still takes, from its latest reports.
+
+    The pace is the median over what lay between reports of progress, so that what stands still for once (set-up,
+    compilation, an evaluation) is not extrapolated to the rest of the job.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[float, float] | None = None  # time and share of the last report of progress
+        self._paces: deque[float] = deque(maxlen=_RECENT)  # seconds for the whole job
+
+    def after(self, now: float, share: float) -> str:
+        """In words, after a report at `now` (s); unknown until progress was reported twice."""
+        if self._last is None:
+            self._last = now, share
+        elif share > self._last[1]:
+            self._paces.append((now - self._last[0]) / (share - self._last[1]))
+            self._last = now, share
+        if len(self._paces) < 2:
+            return "time left unknown"
+        return f"{clock(statistics.median_low(self._paces) * (1 - share))} left"
 
 
 @contextmanager
@@ -30,27 +56,31 @@ def reporting(title: str) -> Iterator[Reporter]:
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         TextColumn("{task.fields[text]}"),
     )
+    time_left = TimeLeft()
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=1.0, text="")
-        yield lambda share, text: bar.update(task, completed=share, text=text)
+        task = bar.add_task(title, total=1.0, left="", text="")
+
+        def report(share: float, text: str) -> None:
+            bar.update(task, completed=share, left=time_left.after(time.monotonic(), share), text=text)
+
+        yield report
 
 
 class _LogReporter:
     def __init__(self, title: str):
         self._title, self._began = title, time.monotonic()
-        self._next = self._began
+        self._next, self._time_left = self._began, TimeLeft()
 
     def __call__(self, share: float, text: str) -> None:
         now = time.monotonic()
+        left = self._time_left.after(now, share)
         if now < self._next:
             return
         self._next = now + _LOG_EVERY_SECONDS
         elapsed = now - self._began
-        left = f"{clock(elapsed * (1 - share) / share)} left" if share > 0 else "time left unknown"
         print(
             f"{self._title} {100 * share:3.0f} %  {clock(elapsed)} elapsed, {left}  {text}", file=sys.stderr, flush=True
         )

@@ -76,7 +76,8 @@ def _random_tokens(root: Path, vocab_size: int) -> Path:
 
 
 def _run(experiment: Experiment, root: Path, name: str, every: int | None) -> tuple[float, float]:
-    """(seconds from the command to its first loss, seconds of the steps after the first ones) of one whole run."""
+    """(seconds from the command to its first loss, wall seconds of the steps after the first ones with the waits for
+    checkpoints between them) of one whole run."""
     changes = {"every_steps": every, "every_seconds": None}
     checkpoint = experiment.checkpoint.model_copy(update=changes)
     config, out = root / f"{name}.yaml", root / name
@@ -96,7 +97,8 @@ def _run(experiment: Experiment, root: Path, name: str, every: int | None) -> tu
     if process.returncode or first is None:
         raise UserError(f"bench training: the run ended with {process.returncode}: {' '.join(said[-1:]).strip()[:300]}")
     lines = read_metrics(Path(json.loads(answer)["run_dir"]) / "metrics.jsonl")
-    return first, sum(line["seconds"] for line in lines if line["step"] > _WARM_UP)
+    ends = [line["wall_seconds"] for line in lines if line["step"] >= _WARM_UP]
+    return first, ends[-1] - ends[0]
 
 
 def as_text(found: dict[str, Any]) -> str:

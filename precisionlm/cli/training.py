@@ -1,6 +1,7 @@
 """The verbs that run models: train, sweep, ptq."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -81,6 +82,7 @@ def _train(args: argparse.Namespace) -> int:
         given = ["--training.weights_from", args.weights_only] if args.weights_only else []
         experiment = load_experiment(args.config, args.rest + given)
         with _joined(args, signalled, [experiment]) as interrupted:
+            _warn([experiment])
             if args.dry_run:
                 rows = on_all(lambda: plan([experiment], args.out))
                 return _print_plan(rows, args) if is_first() else DONE
@@ -106,6 +108,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
         experiments = load_sweep(args.config, args.rest)
         with _joined(args, signalled, experiments) as interrupted:
+            _warn(experiments)
             rows = on_all(lambda: plan(experiments, args.out))
             if args.dry_run:
                 return _print_plan(rows, args) if is_first() else DONE
@@ -178,6 +181,16 @@ def _reporting(title: str) -> AbstractContextManager[Any]:
     from precisionlm.progress import reporting
 
     return reporting(title) if is_first() else nullcontext(lambda share, text: None)
+
+
+def _warn(experiments: Sequence[Any]) -> None:
+    """What is allowed but hardly meant, a line each on standard error, by process 0."""
+    from precisionlm.cluster.processes import is_first
+    from precisionlm.training.optimizer import warmup_warning
+
+    if is_first():
+        for line in dict.fromkeys(filter(None, map(warmup_warning, experiments))):
+            print(f"warning: {line}", file=sys.stderr)
 
 
 def _print_outcome(outcome: Any, as_json: bool) -> None:

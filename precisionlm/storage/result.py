@@ -13,7 +13,8 @@ _NAME = "result.json"
 
 class Result(BaseModel):
     """status: done, or diverged with its reason. row: the run's own columns of the runs table (`columns`).
-    evaluations: the columns of each of its evaluations; numbers that are not finite are None."""
+    evaluations: the columns of each of its evaluations; numbers that are not finite are None. segments: under what each
+    of its starts ran (`training.provenance`); none in files of versions that kept none."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -21,6 +22,7 @@ class Result(BaseModel):
     reason: str
     row: dict[str, Any]
     evaluations: list[dict[str, Any]]
+    segments: list[dict[str, Any]] = []
 
     @staticmethod
     def read(directory: RunDirectory) -> "Result | None":

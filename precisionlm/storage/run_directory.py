@@ -1,4 +1,5 @@
-"""The run directory is the record: config.yaml, metrics.jsonl, audit.json, result.json, checkpoints/, ptq/."""
+"""The run directory is the record: config.yaml, segments.jsonl, metrics.jsonl, audit.json, result.json, checkpoints/,
+ptq/."""
 
 import json
 import os
@@ -79,7 +80,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> Iterable[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """The lines of a metrics.jsonl or segments.jsonl; a last line cut short by a kill is left out."""
     if not path.exists():
         return
     for text in path.read_text().splitlines():

@@ -25,6 +25,7 @@ from precisionlm.storage.run_directory import (
     read_metrics,
     trim_metrics,
 )
+from precisionlm.training import provenance
 from precisionlm.training.evaluate import place
 from precisionlm.training.loop import Beginning, Progress, Recorder, Training
 from precisionlm.training.optimizer import hyperparameters
@@ -127,6 +128,7 @@ def _train(
 ) -> Result:
     """Train from the newest checkpoint to the end; returns the result, also of a diverged run."""
     beginning = beginning_of(run, directory, checkpoints)
+    on_first(lambda: provenance.append(directory, provenance.segment(run.program.mesh, beginning.step)))
 
     def stop_before_compiling() -> None:
         if interrupted():
@@ -154,7 +156,7 @@ def _train(
         tracked = TrackedLog(log, on_all(lambda: open_until_done.enter_context(others)))
         window = ProfileWindow(run.experiment.tracking, directory.path, is_first())
         open_until_done.callback(window.close)
-        recorder = Recorder(run.experiment.training, tracked, window, progress, beginning.position.get("skipped", 0))
+        recorder = Recorder(run.experiment.training, tracked, window, progress, beginning)
         training = Training(run, directory, checkpoints, beginning, recorder, interrupted)
         try:
             evaluated = on_first(lambda: has_evaluation(directory.metrics, beginning.step))
@@ -165,8 +167,11 @@ def _train(
 
     def record() -> None:
         metrics = list(read_metrics(directory.metrics))
-        row = result_row(run, applied, metrics, beginning.wall_seconds(), beginning.position.get("branch", {}))
-        Result(status=status, reason=reason, row=row, evaluations=evaluations).write(directory)
+        branch, skipped = beginning.position.get("branch", {}), recorder.skipped_steps
+        segments = provenance.segments(directory)
+        row = result_row(run, applied, metrics, beginning.wall_seconds(), branch, skipped, segments)
+        result = Result(status=status, reason=reason, row=row, evaluations=evaluations, segments=segments)
+        result.write(directory)
 
     on_first(record)
     result = _result_of(directory)

@@ -27,7 +27,7 @@ _SKIPS_UNTIL_DIVERGED = 100  # steps in a row without a finite gradient, under o
 @dataclass(frozen=True)
 class Beginning:
     """Where training goes on: steps done, the state after them, and the position that was saved with it: of the data,
-    wall_seconds, steps skipped in a row, branch; empty at the start."""
+    wall_seconds, steps skipped in a row and in all, branch; empty at the start."""
 
     step: int
     state: State
@@ -76,12 +76,15 @@ class Training:
         if evaluation_due(start) and not evaluated:
             self._evaluate_between(start)
         for step in range(start + 1, steps + 1):
-            self._recorder.window.before(step)
+            if self._recorder.window.due(step):
+                self._recorder.settle()
+                self._recorder.window.before(step)
+            begun = time.monotonic()
             tokens = place(next(self._batches)["tokens"], run.program)
             with jax.transfer_guard_host_to_device("disallow"):
                 self._state, metrics = step_fn(self._state, tokens, grids, hyper, seed)
             self._recorder.settle()
-            self._recorder.pending = (step, metrics)
+            self._recorder.pending = Pending(step, begun, metrics)
             self._checkpoints.check()
             by_steps = config.every_steps and step % config.every_steps == 0
             by_clock = clock.passed()
@@ -94,7 +97,7 @@ class Training:
                 clock.restart()
             if evaluation_due(step):
                 self._evaluate_between(step)
-        self._recorder.settle()
+        self._recorder.conclude()
         try:
             return _evaluations(run, self._state, self._interrupted)
         except PreemptedError:
@@ -110,6 +113,7 @@ class Training:
             "data": self._batches.get_state(),
             "wall_seconds": self._beginning.wall_seconds(),
             "skipped": self._recorder.skipped,
+            "skipped_steps": self._recorder.skipped_steps,
             "branch": self._beginning.position.get("branch", {}),
         }
 
@@ -141,36 +145,70 @@ class Training:
         self._recorder.log.write({"step": step, "val_loss": now.loss, "val_loss_se": now.standard_error})
 
 
+@dataclass(frozen=True)
+class Pending:
+    """A dispatched step whose metrics nobody has read. begun: before its batch was asked for (s, monotonic)."""
+
+    step: int
+    begun: float
+    metrics: dict[str, jax.Array]
+
+
 class Recorder:
-    """Reads the metrics of the step before, writes them down, and decides whether the run has diverged."""
+    """Reads the metrics of the step before, writes them down, and decides whether the run has diverged.
+
+    A step's line in the log has `seconds`, its own wall time, and `wall_seconds`, since the run began over all resumes.
+    A step takes from the end of the one before it, or from its own beginning where something else lay between them: an
+    evaluation, a checkpoint, the keeping of a trunk. The first step after each start has no `seconds`, since it waits
+    for the compiler.
+    """
 
     def __init__(
-        self, config: TrainingConfig, log: TrackedLog, window: ProfileWindow, progress: Progress, skipped: int
+        self,
+        config: TrainingConfig,
+        log: TrackedLog,
+        window: ProfileWindow,
+        progress: Progress,
+        beginning: Beginning,
     ):
-        self.pending: tuple[int, dict[str, jax.Array]] | None = None
-        self.skipped = skipped  # steps in a row
+        self.pending: Pending | None = None
+        self.skipped: int = beginning.position.get("skipped", 0)  # steps in a row
+        self.skipped_steps: int = beginning.position.get("skipped_steps", 0)  # in all
         self.log, self.window = log, window
-        self._config, self._progress = config, progress
-        self._last = time.perf_counter()
+        self._config, self._progress, self._beginning = config, progress, beginning
+        self._settled: float | None = None  # when the step before ended
 
     def settle(self) -> None:
         """Record the pending step, if there is one. Raises DivergedError."""
         if self.pending is None:
             return
-        step, metrics = self.pending
-        self.pending = None
-        values = {name: float(value) for name, value in metrics.items()}
-        now = time.perf_counter()
-        line = {"step": step, **values, "seconds": now - self._last}
-        self.log.write(line)
-        self._last = now
+        pending, self.pending = self.pending, None
+        step = pending.step
+        values = {name: float(value) for name, value in pending.metrics.items()}
+        now = time.monotonic()
+        times = {"wall_seconds": self._beginning.wall_seconds()}
+        if self._settled is not None:
+            times["seconds"] = now - max(self._settled, pending.begun)
+        self.log.write({"step": step, **values, **times})
+        self._settled = now
         self._progress(step, self._config.steps, values["loss"])
         finite = values["finite"] == 1.0
-        self.skipped = 0 if finite else self.skipped + 1
-        if not finite and (self._config.on_nan == "stop" or self.skipped >= _SKIPS_UNTIL_DIVERGED):
+        if not finite and self._config.on_nan == "stop":
             raise DivergedError(f"loss or gradient not finite at step {step}")
+        self.skipped = 0 if finite else self.skipped + 1
+        self.skipped_steps += not finite
+        if self.skipped >= _SKIPS_UNTIL_DIVERGED:
+            raise DivergedError(f"{self.skipped} steps in a row, up to step {step}, had no finite gradient")
         if finite and values["loss"] > self._config.divergence_loss:
             raise DivergedError(f"loss {values['loss']:.2f} nats/token at step {step} is above divergence_loss")
+
+    def conclude(self) -> None:
+        """Settle the last step. Raises DivergedError, also where most steps were skipped: what is left is no model
+        trained on the tokens that the run counts."""
+        self.settle()
+        steps = self._config.steps
+        if 2 * self.skipped_steps > steps:
+            raise DivergedError(f"{self.skipped_steps} of {steps} steps had no finite gradient and were skipped")
 
 
 def _evaluations(run: Run, state: State, interrupted: Callable[[], bool]) -> list[dict[str, Any]]:

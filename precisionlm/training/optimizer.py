@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from precisionlm.config import Experiment
@@ -17,13 +18,12 @@ Hyper = dict[str, Any]  # name → float or float32 scalar
 def hyperparameters(experiment: Experiment) -> Hyper:
     """The numbers of a run that its compiled step takes as arguments (floats)."""
     o, steps = experiment.optimizer, experiment.training.steps
-    warmup = o.warmup(steps)
     depth = (o.depth_scale / experiment.model.layers) ** 0.5 if o.depth_scale else 1.0
     return {
         "learning_rate": o.learning_rate * depth,
         "scale_learning_rate": o.scale_learning_rate,
         "steps": float(steps),
-        "warmup": float(min(warmup, steps)),
+        "warmup": float(min(o.warmup(steps), steps)),
         "decay_fraction": o.decay_fraction,
         "final_fraction": o.final_fraction,
         "beta1": o.beta1,
@@ -35,8 +35,22 @@ def hyperparameters(experiment: Experiment) -> Hyper:
     }
 
 
+def warmup_warning(experiment: Experiment) -> str | None:
+    """One line where the warm-up takes the whole run, so that the learning rate never falls; else None."""
+    steps = experiment.training.steps
+    warmup = experiment.optimizer.warmup(steps)
+    if warmup < steps:
+        return None
+    key = "warmup_fraction" if experiment.optimizer.warmup_steps is None else "warmup_steps"
+    return (
+        f"optimizer.{key}: {warmup} steps of warm-up are not fewer than training.steps {steps}, so the warm-up is cut "
+        f"to {steps} and the learning rate never falls; lower {key} or train longer"
+    )
+
+
 def learning_rate(schedule: str, step: jax.Array, h: Hyper) -> jax.Array:
-    """Learning rate of the update with 0-based index `step`: linear warm-up from 0, then
+    """Learning rate of the update with 0-based index `step`: linear warm-up, from peak / warmup at the first update to
+    the peak at index warmup - 1, then
 
     cosine: half a cosine from the peak to final_fraction * peak at `steps`; linear: a line there;
     wsd: the peak until (1 - decay_fraction) * steps, then a line (Hu et al. 2024, arXiv:2404.06395).
@@ -47,7 +61,13 @@ def learning_rate(schedule: str, step: jax.Array, h: Hyper) -> jax.Array:
     progress = jnp.clip((t - start) / jnp.maximum(steps - start, 1.0), 0.0, 1.0)
     fall = (1 + jnp.cos(jnp.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
     decayed = h["final_fraction"] + (1 - h["final_fraction"]) * fall
-    return h["learning_rate"] * jnp.where(t < warmup, t / jnp.maximum(warmup, 1.0), decayed)
+    return h["learning_rate"] * jnp.where(t < warmup, (t + 1) / jnp.maximum(warmup, 1.0), decayed)
+
+
+def final_rate_fraction(schedule: str, updates: int, h: Hyper) -> float:
+    """Learning rate of the last of so many updates (at least 1) / the largest one among them."""
+    rates = np.asarray(learning_rate(schedule, jnp.arange(updates), h))
+    return float(rates[-1] / rates.max())
 
 
 def adamw(h: Hyper) -> optax.GradientTransformation:

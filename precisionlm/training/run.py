@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from precisionlm import __version__
 from precisionlm.cluster.hardware import model_flops_utilization
 from precisionlm.config import Experiment
 from precisionlm.data import source
@@ -22,7 +21,8 @@ from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import Evaluation
 from precisionlm.training.flops import training_flops_per_token
-from precisionlm.training.optimizer import hyperparameters
+from precisionlm.training.optimizer import final_rate_fraction, hyperparameters
+from precisionlm.training.provenance import Segment, distinct
 from precisionlm.training.sharding import make_mesh
 from precisionlm.training.step import Program, abstract_state, bound, program_of
 from precisionlm.training.trunk import Trunk, trunk_of
@@ -139,7 +139,13 @@ def non_embedding_of(run: Run) -> int:
 
 
 def result_row(
-    run: Run, audit: dict[str, Any], metrics: list[dict[str, Any]], wall_seconds: float, branch: dict[str, Any]
+    run: Run,
+    audit: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    wall_seconds: float,
+    branch: dict[str, Any],
+    skipped_steps: int,
+    segments: list[Segment],
 ) -> dict[str, Any]:
     """Everything of a finished run that the runs table has a column for, but its evaluations (see `columns`)."""
     e = run.experiment
@@ -147,9 +153,7 @@ def result_row(
     losses = [line["loss"] for line in metrics if "loss" in line]
     steps = len(losses)
     tokens = steps * e.batch_tokens
-    all_seconds = [line["seconds"] for line in metrics if "seconds" in line]
-    seconds = all_seconds[10:]
-    rate = e.batch_tokens / statistics.median(seconds) if seconds else math.nan
+    rate, goodput = pace([line["seconds"] for line in metrics if "seconds" in line], e.batch_tokens, wall_seconds)
     per_token = training_flops_per_token(e.model, non_embedding, e.data.sequence_length)
     devices = run.program.mesh.devices
     kind = devices.flat[0].device_kind
@@ -173,12 +177,13 @@ def result_row(
         **precision_columns(run.recipe, run.program.structure, sizes, e.model.layers),
         "schedule": e.optimizer.schedule,
         "learning_rate": hyper["learning_rate"],
-        "final_lr_fraction": e.optimizer.final_fraction,
+        "final_lr_fraction": final_rate_fraction(e.optimizer.schedule, steps, hyper),
         "warmup_steps": int(hyper["warmup"]),
         "weight_decay": e.optimizer.weight_decay,
         "batch_tokens": e.batch_tokens,
         "sequence_length": e.data.sequence_length,
         "steps": steps,
+        "skipped_steps": skipped_steps,
         "weights_from": run.weights_from.path.name if run.weights_from else "",
         "branch_from": branch.get("run_id", ""),
         "branch_steps": branch.get("steps", 0),
@@ -192,15 +197,22 @@ def result_row(
         "tokens_per_second": rate,
         "mfu": model_flops_utilization(kind, rate * per_token / devices.size),
         "wall_seconds": wall_seconds,
-        "goodput": min(1.0, sum(all_seconds) / wall_seconds) if wall_seconds else math.nan,
+        "goodput": goodput,
         "peak_memory": _peak_memory(devices),
-        "device": f"{kind} x {devices.size}",
-        "jax_version": jax.__version__,
-        "package_version": __version__,
+        "segments": len(segments),
+        **{key: distinct(segments, key) for key in ("device", "jax_version", "package_version")},
         "audit_dots": audit["products"],
     }
     worst = {"audit_clipped": "clipped", "audit_zeros": "zeros", "audit_relative_mse": "relative_mse"}
     return row | {column: max((o[key] for o in operands), default=0.0) for column, key in worst.items()}
+
+
+def pace(seconds: list[float], batch_tokens: int, wall_seconds: float) -> tuple[float, float]:
+    """(tokens/s, goodput) of a run from the times of its steps (s) and its wall time: batch_tokens / median over the
+    steps after the first ten, or over all where there are no more (NaN without any); share of the wall time in steps.
+    """
+    rate = batch_tokens / statistics.median(seconds[10:] or seconds) if seconds else math.nan
+    return rate, sum(seconds) / wall_seconds if wall_seconds else math.nan
 
 
 def _peak_memory(devices: Any) -> float | None:

@@ -90,16 +90,20 @@ class ProfileWindow:
     """A trace of steps `profile_from` … `profile_from + profile_steps - 1` for XProf or Perfetto, under `folder`."""
 
     def __init__(self, config: TrackingConfig, folder: Path, first: bool):
-        self._begin = config.profile_from if first else None
+        self._begin, self._first = config.profile_from, first
         self._end = (config.profile_from or 0) + config.profile_steps
         self._folder, self._open = folder / "profile", False
 
+    def due(self, step: int) -> bool:
+        """Whether the trace begins or ends before a step, alike on all processes."""
+        return self._begin is not None and step in (self._begin, self._end)
+
     def before(self, step: int) -> None:
-        """Call before each step."""
-        if self._begin is not None and step == self._begin:
+        """Call before each step at which the trace is due."""
+        if self._first and step == self._begin:
             jax.profiler.start_trace(str(self._folder))
             self._open = True
-        elif self._open and step >= self._end:
+        else:
             self.close()
 
     def close(self) -> None:

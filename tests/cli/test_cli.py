@@ -116,6 +116,20 @@ def test_bad_input_is_one_line_and_exit_code_two(config, tmp_path, words, messag
     assert result.stdout == "" and not (tmp_path / "o").exists()
 
 
+def test_a_warm_up_that_is_cut_is_one_warning_and_recorded_as_used(config, tmp_path, capsys):
+    words = ["train", str(config), "--out", str(tmp_path / "runs"), "--training.steps", "5"]
+    for dry in ([], ["--dry-run"]):
+        assert main([*words, "--optimizer.warmup_steps", "9", "--json", *dry]) == 0
+        out, err = capsys.readouterr()
+        (line,) = [line for line in err.splitlines() if not line.startswith("train ")]
+        assert line.startswith("warning: optimizer.warmup_steps: 9 steps of warm-up") and "training.steps 5" in line
+        if not dry:
+            row = json.loads(out)["result"]["row"]
+            assert (row["warmup_steps"], row["final_lr_fraction"]) == (5, 1.0)
+    assert main([*words, "--dry-run"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_a_dry_run_of_data_and_demo_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("some words " * 200)

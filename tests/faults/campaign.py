@@ -26,6 +26,7 @@ from precisionlm.sweep.collect import collect
 
 MOMENTS = ("start", "compilation", "training", "save", "evaluation", "between runs", "any write")
 DISK_FULL = "disk full"
+TIMES = ("seconds", "wall_seconds")  # of a line of metrics.jsonl
 STEPS, EVAL_EVERY, SAVE_EVERY = 120, 30, 5
 RECIPES = ("W4A8", "bf16")
 _DEADLINE = 180.0  # seconds; a command that takes longer hangs
@@ -213,7 +214,7 @@ def _records(out: Path) -> dict[str, Any]:
     for path in out.glob("*/result.json"):
         result = json.loads(path.read_text())
         lines = [
-            {k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(path.with_name("metrics.jsonl"))
+            {k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(path.with_name("metrics.jsonl"))
         ]
         assert result["status"] == "done"
         found[result["row"]["recipe"]] = {"lines": lines, "evaluations": result["evaluations"]}

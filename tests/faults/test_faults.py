@@ -20,7 +20,7 @@ from precisionlm.training import execute
 from precisionlm.training.execute import train
 
 from ..conftest import tiny_tree
-from .campaign import DISK_FULL, Campaign, Fault, end, table_of
+from .campaign import DISK_FULL, TIMES, Campaign, Fault, end, table_of
 
 ONE = jax.devices()[:1]
 BEFORE_STEPS = 2  # polls: before the audit and before the first step
@@ -47,7 +47,7 @@ def tree(tokens_folder):
 
 
 def lines(folder):
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(folder / "metrics.jsonl")]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(folder / "metrics.jsonl")]
 
 
 def test_four_kills_lose_nothing(tmp_path):

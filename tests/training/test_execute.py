@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 
 from precisionlm.config import build
 from precisionlm.errors import DivergedError, PreemptedError, UserError
+from precisionlm.storage.checkpoint import Checkpoints
 from precisionlm.storage.run_directory import read_metrics
 from precisionlm.training import loop
 from precisionlm.training.execute import train
+from precisionlm.training.run import pace
 
 from ..conftest import StopAt, tiny_tree
 
@@ -79,11 +82,40 @@ def test_nan_in_the_gradient(experiment, tmp_path, policy, monkeypatch):
         with pytest.raises(DivergedError, match="not finite at step 1"):
             train(bad, tmp_path, devices=ONE)
     else:
-        outcome = train(bad, tmp_path, devices=ONE)
-        lines = list(read_metrics(outcome.path / "metrics.jsonl"))
+        with pytest.raises(DivergedError, match="12 of 12 steps had no finite gradient"):
+            train(bad, tmp_path, devices=ONE)
+        (path,) = tmp_path.glob("*")
+        lines = list(read_metrics(path / "metrics.jsonl"))
+        result = json.loads((path / "result.json").read_text())
+        assert (result["status"], result["row"]["skipped_steps"]) == ("diverged", 12)
+        assert result["evaluations"][0]["val_loss"] is None
         assert [line["finite"] for line in lines] == [0.0] * 12
         assert lines[0]["loss"] == pytest.approx(lines[-1]["loss"], abs=0.2)  # nothing was learned, nothing destroyed
     assert calls
+
+
+@pytest.mark.parametrize("skipped", [6, 7])
+def test_skipped_steps_are_counted_over_a_resume(experiment, tmp_path, monkeypatch, skipped):
+    forgiving = experiment.model_copy(update={"training": experiment.training.model_copy(update={"on_nan": "skip"})})
+    real = loop.train_step
+
+    def train_step(program):
+        def step(state, tokens, grids, hyper, seed):
+            bad = int(state["step"]) % 2 == 0 or (skipped == 7 and int(state["step"]) == 1)
+            return real(program)(state, tokens, grids, hyper | ({"z_loss": hyper["z_loss"] + nan} if bad else {}), seed)
+
+        return step
+
+    nan = jax.device_put(np.float32(math.nan), ONE[0])
+    monkeypatch.setattr(loop, "train_step", train_step)
+    with pytest.raises(PreemptedError):
+        train(forgiving, tmp_path, interrupted=StopAt(5), devices=ONE)
+    if skipped == 6:
+        outcome = train(forgiving, tmp_path, devices=ONE)
+        assert (outcome.status, outcome.result.row["skipped_steps"]) == ("done", 6)
+    else:
+        with pytest.raises(DivergedError, match="7 of 12 steps"):
+            train(forgiving, tmp_path, devices=ONE)
 
 
 def test_two_processes_cannot_train_one_run(experiment, tmp_path):
@@ -130,3 +162,58 @@ def test_interim_evaluations_are_logged(tokens_folder, tmp_path):
     found = [line["step"] for line in read_metrics(outcome.path / "metrics.jsonl") if "val_loss" in line]
     assert found == [5, 10]
     assert [e["evaluation"] for e in outcome.result.evaluations] == ["trained", "bf16"]
+
+
+def test_seconds_are_of_the_steps_alone(experiment, tmp_path, monkeypatch):
+    """A clock on which a step takes 1 s, its compilation 50, an evaluation 100, a checkpoint 30."""
+    clock = SimpleNamespace(now=0.0)
+    real_step, real_evaluate, real_save = loop.train_step, loop.evaluate, Checkpoints.save
+
+    class Loss(SimpleNamespace):
+        def __float__(self):  # the host waits for the device
+            clock.now += 1
+            return float(self.value)
+
+    def train_step(program):
+        clock.compiled = False
+
+        def step(*arguments):
+            clock.now += 0 if clock.compiled else 50
+            clock.compiled = True
+            state, metrics = real_step(program)(*arguments)
+            return state, metrics | {"loss": Loss(value=metrics["loss"])}
+
+        return step
+
+    def evaluate(*arguments):
+        clock.now += 100
+        return real_evaluate(*arguments)
+
+    def save(*arguments):
+        clock.now += 30
+        return real_save(*arguments)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now))
+    monkeypatch.setattr(loop, "train_step", train_step)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(Checkpoints, "save", save)
+    asked = experiment.model_copy(
+        update={
+            "training": experiment.training.model_copy(update={"eval_every": 4}),
+            "checkpoint": experiment.checkpoint.model_copy(update={"every_steps": 3, "every_seconds": None}),
+        }
+    )
+    with pytest.raises(PreemptedError):
+        train(asked, tmp_path, interrupted=StopAt(5), devices=ONE)
+    outcome = train(asked, tmp_path, devices=ONE)
+    steps = [line for line in read_metrics(outcome.path / "metrics.jsonl") if "loss" in line]
+    begun = len(steps) - len([line for line in steps if "seconds" in line])
+    assert begun == 2 and "seconds" not in steps[0]  # the first step of each start is told apart
+    assert {line["seconds"] for line in steps if "seconds" in line} == {1.0}
+    assert outcome.result.row["tokens_per_second"] == 8 * 32
+
+
+def test_goodput_and_tokens_per_second_by_hand():
+    assert pace([0.05] * 10, 100, 95.0) == (pytest.approx(2000), pytest.approx(0.5 / 95))
+    assert pace([9.0] * 10 + [0.5, 0.25, 0.25], 100, 910.0) == (400.0, pytest.approx(0.1))
+    assert math.isnan(pace([], 100, 5.0)[0]) and pace([], 100, 5.0)[1] == 0.0

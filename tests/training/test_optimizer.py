@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from precisionlm.training.optimizer import adamw, hyperparameters, learning_rate
+from precisionlm.training.optimizer import adamw, final_rate_fraction, hyperparameters, learning_rate, warmup_warning
 
 H = {"learning_rate": 3e-3, "steps": 200.0, "warmup": 20.0, "decay_fraction": 0.25, "final_fraction": 0.1}
 STEPS = np.arange(0, 201)
@@ -16,20 +16,24 @@ def ours(schedule, h=H):
     return np.asarray(jax.jit(jax.vmap(lambda t: learning_rate(schedule, t, h)))(STEPS))
 
 
+WARM_UP = 3e-3 * np.arange(1, 21) / 20  # the first update learns, the twentieth is at the peak
+
+
 def test_cosine_equals_optax():
     reference = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 20, 200, 3e-4)
-    np.testing.assert_allclose(ours("cosine"), [float(reference(t)) for t in STEPS], rtol=2e-5, atol=1e-9)
+    np.testing.assert_allclose(ours("cosine")[:20], WARM_UP, rtol=1e-5)
+    np.testing.assert_allclose(ours("cosine")[20:], [float(reference(t)) for t in STEPS[20:]], rtol=2e-5, atol=1e-9)
 
 
 def test_linear_equals_optax():
-    up, down = optax.linear_schedule(0.0, 3e-3, 20), optax.linear_schedule(3e-3, 3e-4, 180)
-    reference = optax.join_schedules([up, down], [20])
-    np.testing.assert_allclose(ours("linear"), [float(reference(t)) for t in STEPS], rtol=2e-5, atol=1e-9)
+    reference = optax.linear_schedule(3e-3, 3e-4, 180)
+    np.testing.assert_allclose(ours("linear")[:20], WARM_UP, rtol=1e-5)
+    np.testing.assert_allclose(ours("linear")[20:], [float(reference(t)) for t in range(181)], rtol=2e-5, atol=1e-9)
 
 
 def test_wsd_is_flat_then_a_line():
     rates = ours("wsd")
-    np.testing.assert_allclose(rates[:20], 3e-3 * np.arange(20) / 20, rtol=1e-5)
+    np.testing.assert_allclose(rates[:20], WARM_UP, rtol=1e-5)
     np.testing.assert_allclose(rates[20:151], 3e-3, rtol=1e-6)
     np.testing.assert_allclose(rates[150:], np.linspace(3e-3, 3e-4, 51), rtol=1e-5)
 
@@ -63,3 +67,19 @@ def test_hyperparameters_resolve_warm_up_and_depth(experiment):
     assert hyperparameters(experiment)["warmup"] == 1.0
     assert hyperparameters(deep)["warmup"] == 3.0
     assert hyperparameters(deep)["learning_rate"] == pytest.approx(3e-3 * 2.0)
+
+
+def test_the_final_fraction_is_that_of_the_rates_used():
+    assert final_rate_fraction("linear", 200, H) == pytest.approx(0.1 + 0.9 / 180)  # the end itself is at index 200
+    assert final_rate_fraction("wsd", 150, H) == 1.0  # stopped before the decay
+    assert final_rate_fraction("cosine", 20, H | {"steps": 20.0}) == 1.0  # nothing but warm-up
+    assert final_rate_fraction("cosine", 5, H) == 1.0
+
+
+@pytest.mark.parametrize(("warmup", "steps", "warned"), [(11, 12, False), (12, 12, True), (500, 12, True)])
+def test_a_warm_up_as_long_as_the_run_is_said(experiment, warmup, steps, warned):
+    optimizer = experiment.optimizer.model_copy(update={"warmup_steps": warmup})
+    line = warmup_warning(experiment.model_copy(update={"optimizer": optimizer}))
+    assert (line is not None) == warned
+    if line:
+        assert f"{warmup} steps of warm-up" in line and "training.steps 12" in line and "\n" not in line

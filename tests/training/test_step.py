@@ -20,7 +20,7 @@ ONE = jax.devices()[:1]
 
 # Loss of the first and the third step of the tiny experiment. If a change to the model or the optimizer is meant to
 # move them, replace the numbers by those that the failing test prints, and say why in the commit.
-GOLDEN = {"bf16": (4.5582, 4.5235), "W4A8": (4.5581, 4.5233)}
+GOLDEN = {"bf16": (4.5582, 4.4768), "W4A8": (4.5581, 4.4766)}
 
 
 def at(tokens_folder, recipe, **training):

@@ -61,6 +61,7 @@ def test_a_branch_survives_an_interruption_and_a_damaged_trunk_is_not_used(tree,
         train(at(tree, 12), tmp_path / "runs", interrupted=StopAt(1), devices=ONE)
     branched = train(at(tree, 12), tmp_path / "runs", devices=ONE)
     assert (branched.result.row["branch_from"], branched.result.row["branch_steps"]) == (short.run_id, 6)
+    assert [segment["step"] for segment in branched.result.segments] == [6, 8]  # its own starts alone
     same(branched, train(at(tree, 12), tmp_path / "alone", devices=ONE))
     (kept,) = (branched.path / "trunk").iterdir()
     shutil.rmtree(kept / "state" / "ocdbt.process_0")

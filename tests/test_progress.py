@@ -1,0 +1,52 @@
+"""What is said of the time left, on a clock of the test's own."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from precisionlm import progress
+from precisionlm.progress import TimeLeft, reporting
+
+
+def told(reports):
+    time_left = TimeLeft()
+    return [time_left.after(now, share) for now, share in reports]
+
+
+def test_set_up_and_compilation_are_not_extrapolated():
+    """Data at once, 20 s until the first of a thousand steps of 0.1 s."""
+    said = told(
+        [(0.0, 0.0), (0.5, 0.08), (20.0, 0.08)] + [(40 + i / 10, 0.08 + 0.92 * i / 1000) for i in range(1, 501)]
+    )
+    assert said[:3] == ["time left unknown"] * 3
+    assert said[4] == "1:40 left" and said[-1] == "0:50 left"
+
+
+def test_a_resumed_job_says_nothing_until_it_has_gone_on_twice():
+    said = told([(30.0, 0.5), (31.0, 0.51), (31.5, 0.51), (32.0, 0.52)])
+    assert said == ["time left unknown"] * 3 + ["0:48 left"]
+
+
+def test_the_recent_pace_counts_and_one_pause_does_not():
+    slow = [(10.0 * i, i / 100) for i in range(11)]
+    fast = [(100.0 + i, (10 + i) / 100) for i in range(1, 21)]
+    assert told(slow)[-1] == "15:00 left"
+    assert told(slow + fast)[-1] == "1:10 left"
+    evaluated = [*slow, *fast, (1000.0, 0.31), (1001.0, 0.32)]
+    assert told(evaluated)[-2:] == ["1:09 left", "1:08 left"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_bar_and_log_say_the_same(capsys, monkeypatch, terminal):
+    clock, screen = SimpleNamespace(now=0.0), io.StringIO()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=screen, force_terminal=terminal, width=200))
+    with reporting("train") as report:
+        for now, share in [(0, 0.0), (100, 0.01), (101, 0.02), (111, 0.12)]:
+            clock.now = float(now)
+            report(share, "working")
+    said = screen.getvalue() if terminal else capsys.readouterr().err
+    assert "1:28 left" in said and ("time left unknown" in said or terminal)
+    assert ("12 %  1:51 elapsed, 1:28 left  working" in said) != terminal
