@@ -13,7 +13,7 @@ from precisionlm.storage.checkpoint import folder_of, restore_params
 from precisionlm.storage.result import Result, finished_under
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import evaluate
-from precisionlm.training.run import evaluation_row, prepare_run
+from precisionlm.training.run import prepare_run, record_evaluation
 from precisionlm.training.step import abstract_state
 
 METHODS: dict[str, Callable[[Any, Quantization], Any]] = {"rtn": round_to_nearest}
@@ -53,8 +53,10 @@ def quantize_run(
     is not done again. Raises PreemptedError as soon as `interrupted` says so.
     """
     directory = RunDirectory.at(folder)
-    names = [f"ptq/{method}-{_slug(quantization)}.json" for quantization in quantizations]
-    missing = [pair for pair in zip(names, quantizations, strict=True) if directory.read_json(pair[0]) is None]
+    names = [f"ptq/{method}-{_slug(quantization)}" for quantization in quantizations]
+    missing = [
+        pair for pair in zip(names, quantizations, strict=True) if directory.read_json(f"{pair[0]}.json") is None
+    ]
     if missing:
         run = prepare_run(load(folder / "config.yaml"))
         if run.run_id != folder.name:
@@ -68,15 +70,15 @@ def quantize_run(
             found = evaluate(run.program, METHODS[method](params, quantization), batches, run.grids, interrupted)
             shared = quantization.scaling
             directory.write_json(
-                name,
-                evaluation_row("ptq", found)
+                f"{name}.json",
+                record_evaluation(directory, "ptq", f"{name}.npz", found)
                 | {
                     "ptq_method": method,
                     "ptq_bits": float(quantization.format.bits),
                     "ptq_group": float(shared.group) if shared.sharing == "group" else float("inf"),
                 },
             )
-    return [directory.read_json(name) for name in names]
+    return [directory.read_json(f"{name}.json") for name in names]
 
 
 def _slug(quantization: Quantization) -> str:

@@ -10,7 +10,8 @@ import pytest
 
 from precisionlm.config import build
 from precisionlm.errors import DivergedError, PreemptedError, UserError
-from precisionlm.storage.run_directory import read_metrics
+from precisionlm.storage.evaluation import Evaluation
+from precisionlm.storage.run_directory import RunDirectory, read_metrics
 from precisionlm.training import loop
 from precisionlm.training.execute import train
 
@@ -33,6 +34,17 @@ def test_resume_is_bitwise_the_unbroken_run(experiment, tmp_path):
     assert history(broken.path) == history(whole.path)
     assert [step for step, _ in history(whole.path)] == list(range(1, 13))
     assert broken.result.evaluations == whole.result.evaluations
+
+
+def test_every_sequence_of_an_evaluation_is_kept(experiment, tmp_path):
+    training = experiment.training.model_copy(update={"steps": 2, "eval_bf16": True})
+    outcome = train(experiment.model_copy(update={"training": training}), tmp_path, devices=ONE)
+    for row, name in zip(outcome.result.evaluations, ("trained", "bf16"), strict=True):
+        found = Evaluation.read(RunDirectory.at(outcome.path), row["sequences"])
+        assert (row["evaluation"], row["sequences"]) == (name, f"evaluations/{name}.npz")
+        assert (found.loss, found.tokens) == (row["val_loss"], row["val_tokens"]) and len(found.sums) == 63
+        assert found.standard_error == row["val_loss_se"] > 0
+        assert found.standard_error_sequences == row["val_loss_se_sequences"] != row["val_loss_se"]
 
 
 def test_a_finished_run_is_skipped_and_never_overwritten(experiment, tmp_path):
