@@ -1,4 +1,4 @@
-"""The run directory is the record: config.yaml, metrics.jsonl, audit.json, result.json; evaluations/, ptq/, checkpoints/."""
+"""The run directory is the record: config.yaml, metrics.jsonl, audit.json, result.json, evaluations, ptq, weights."""
 
 import json
 import os
