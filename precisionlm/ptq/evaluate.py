@@ -10,7 +10,6 @@ from precisionlm.errors import UserError
 from precisionlm.precision.recipe import Quantization, parse_recipe
 from precisionlm.ptq.rtn import round_to_nearest
 from precisionlm.storage.checkpoint import folder_of, restore_params
-from precisionlm.storage.result import Result, finished_under
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import evaluate
 from precisionlm.training.run import prepare_run, record_evaluation
@@ -26,19 +25,6 @@ def weight_quantization(text: str) -> Quantization:
     if quantization is None:
         raise UserError(f"'{text}' leaves the weights unquantized; give bits such as 4 or a format such as int4/g128")
     return quantization
-
-
-def finished_runs(root: Path, recipe: str | None = None) -> list[Path]:
-    """Run directories at or under a folder that finished training, of one recipe (its canonical spelling) if asked.
-    Raises UserError if there is none."""
-    found = []
-    for directory in finished_under(root):
-        result = Result.read(directory)
-        if result and result.status == "done" and recipe in (None, result.row["recipe"]):
-            found.append(directory.path)
-    if not found:
-        raise UserError(f"{root} holds no finished run " + (f"trained at '{recipe}'" if recipe else "to quantize"))
-    return found
 
 
 def quantize_run(

@@ -63,8 +63,8 @@ def collect(root: Path) -> tuple[pd.DataFrame, list[str]]:
 def _evaluated(run: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
     """A row of the table. What most evaluations leave out: that they are at the run's own precision. JSON has no number
     for a group without end, one scale a channel or tensor: null there."""
-    own = {"eval_recipe": "bf16" if evaluation["evaluation"] == "bf16" else run.get("recipe")}
-    row = run | own | {"eval_execution": run.get("execution")} | evaluation
+    own = ("bf16", "simulated") if evaluation["evaluation"] == "bf16" else (run.get("recipe"), run.get("execution"))
+    row = run | dict(zip(("eval_recipe", "eval_execution"), own, strict=True)) | evaluation
     return row | {name: math.inf for name, value in row.items() if name.endswith("_group") and value is None}
 
 

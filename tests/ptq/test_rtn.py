@@ -6,8 +6,9 @@ import pytest
 
 from precisionlm.errors import UserError
 from precisionlm.precision.recipe import parse_recipe
-from precisionlm.ptq.evaluate import finished_runs, quantize_run, weight_quantization
+from precisionlm.ptq.evaluate import quantize_run, weight_quantization
 from precisionlm.ptq.rtn import round_to_nearest
+from precisionlm.storage.result import finished_runs
 from precisionlm.training.evaluate import evaluate
 from precisionlm.training.execute import train
 from precisionlm.training.run import prepare_run
