@@ -44,7 +44,14 @@ COLUMNS: tuple[Column, ...] = (
     Column("run_id", "str", "hash of the canonical experiment tree; equal ids are the same experiment"),
     Column("schema", "int", "numerics that trained it (docs/identity.md); rows of two schemas do not compare"),
     Column("name", "str", "the experiment's own name, free text"),
-    Column("evaluation", "str", "trained: at the precision trained at; bf16: unquantized; ptq: after quantization"),
+    Column(
+        "evaluation",
+        "str",
+        "trained: at the precision trained at; bf16: unquantized; recipe: at another one (`precisionlm evaluate`); "
+        "ptq: after quantization",
+    ),
+    Column("eval_recipe", "str", "the recipe evaluated at, in its canonical spelling; of ptq, for all but the weights"),
+    Column("eval_execution", "str", "simulated or native, of the evaluation"),
     Column(
         "status",
         "str",
@@ -56,7 +63,21 @@ COLUMNS: tuple[Column, ...] = (
     Column("D_unique", "int", "distinct tokens among them (count)"),
     Column("epochs", "float", "D_tokens / D_unique's source size: passes over the training split"),
     Column("val_loss", "float", "cross entropy on the fixed validation set (nats/token)"),
-    Column("val_loss_se", "float", "standard error of val_loss over validation sequences (nats/token)"),
+    Column("val_loss_se", "float", "standard error of val_loss, clustered by document (nats/token); NaN below two"),
+    Column("val_loss_se_sequences", "float", "the same if the validation sequences were independent (nats/token)"),
+    Column(
+        "delta",
+        "float",
+        "val_loss less that of `delta_to` on the same sequences (nats/token); NaN without one, or where the losses of "
+        "sequences were not kept",
+    ),
+    Column("delta_se", "float", "standard error of delta, paired and clustered by document (nats/token)"),
+    Column(
+        "delta_to",
+        "str",
+        "run_id/evaluation of the partner: of ptq and recipe, what the same weights were trained at; of trained and "
+        "bf16, the one run at bf16 that differs in its recipe alone; else empty",
+    ),
     Column("val_tokens", "int", "validation tokens evaluated (count)"),
     Column("train_loss", "float", "mean training cross entropy over the last 5 % of steps (nats/token)"),
     Column("recipe", "str", "the precision recipe in its canonical spelling"),
@@ -93,6 +114,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("width", "int", "residual stream width"),
     Column("vocab_size", "int", "tokenizer entries"),
     Column("dataset", "str", "sha256 of the training tokens, first 12 hex digits"),
+    Column("validation", "str", "sha256 of the validation tokens, first 12 hex digits"),
     Column("tokenizer", "str", "sha256 of the tokenizer file, first 12 hex digits"),
     Column("flops", "float", "training FLOPs by formula, 16-bit-equivalent operations (count)"),
     Column(

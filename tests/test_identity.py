@@ -108,5 +108,5 @@ def test_runs_of_the_first_schema_are_refused_in_one_line(experiment, tmp_path):
             attempt()
     outcome = train(experiment, tmp_path / "other")
     renamed = outcome.path.rename(tmp_path / "other" / run.former_id)
-    with pytest.raises(UserError, match="as schema 1 trained it"):
+    with pytest.raises(UserError, match="was trained by schema 1"):
         quantize_run(renamed, "rtn", [weight_quantization("4")], lambda text: None)

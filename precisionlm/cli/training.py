@@ -1,4 +1,4 @@
-"""The verbs that run models: train, sweep, ptq."""
+"""The verbs that run models: train, sweep, evaluate, ptq."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from precisionlm.json_text import dumps
 
 
 def add_training(verbs: Any) -> None:
-    """Register train, sweep and ptq."""
+    """Register train, sweep, evaluate and ptq."""
     train = add_verb(
         verbs,
         "train",
@@ -55,6 +55,18 @@ def add_training(verbs: Any) -> None:
         several.add_argument("--processes", type=int, metavar="N", help="how many there are")
         several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
+    evaluate = add_verb(
+        verbs,
+        "evaluate",
+        _evaluate,
+        "Evaluate finished runs again, at another recipe or on more tokens, without training; further rows of the same "
+        "table.\nWhat was evaluated before is not done again. Overrides as for train, of what decides an evaluation.",
+        "precisionlm evaluate runs --precision.recipe W4A8 --training.eval_tokens 4000000",
+        overrides=True,
+    )
+    evaluate.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory or a folder of them")
+    evaluate.add_argument("--dry-run", action="store_true", help="check everything, list what would be evaluated")
+    evaluate.add_argument("--json", action="store_true", help="print the evaluations as JSON")
     ptq = add_verb(
         verbs,
         "ptq",
@@ -123,12 +135,43 @@ def _sweep(args: argparse.Namespace) -> int:
     return DONE
 
 
+def _evaluate(args: argparse.Namespace) -> int:
+    from precisionlm.cluster.preemption import Interruption
+
+    with Interruption() as interrupted:
+        from precisionlm.progress import reporting
+        from precisionlm.storage.result import finished_runs
+        from precisionlm.training.finished import check_overrides, evaluate_finished, request
+
+        check_overrides(args.rest)
+        folders = dict.fromkeys(folder for root in args.runs for folder in finished_runs(root))
+        asked = [request(folder, args.rest) for folder in folders]  # all of them, before anything is spent
+        found = [{"run_dir": str(one.directory.path), "status": "done" if one.recorded else "new"} for one in asked]
+        if args.dry_run:
+            found = [row | one.settings for row, one in zip(found, asked, strict=True)]
+        else:
+            with reporting("evaluate") as report:
+                for i, one in enumerate(asked):
+                    report(i / len(asked), f"{one.directory.path.name} at {one.run.recipe}")
+                    found[i] |= one.settings | evaluate_finished(one, interrupted)
+    if args.json:
+        print(dumps(found))
+        return DONE
+    for row in found:
+        loss = "" if args.dry_run else f"  loss {_loss(row)} on {row['val_tokens']:,} tokens"
+        print(f"{row['run_dir']}  {row['status']}  {row['evaluation']} at {row['eval_recipe']}{loss}")
+    if args.dry_run:
+        print("nothing was evaluated")
+    return DONE
+
+
 def _ptq(args: argparse.Namespace) -> int:
     from precisionlm.cluster.preemption import Interruption
     from precisionlm.config import load
     from precisionlm.precision.recipe import parse_recipe
     from precisionlm.progress import reporting
-    from precisionlm.ptq.evaluate import METHODS, bound_to, finished_runs, quantize_run, weight_quantization
+    from precisionlm.ptq.evaluate import METHODS, bound_to, quantize_run, weight_quantization
+    from precisionlm.storage.result import finished_runs
 
     if args.method not in METHODS:
         raise UserError(f"--method {args.method}: valid are {', '.join(METHODS)}")

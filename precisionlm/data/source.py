@@ -193,9 +193,11 @@ def validation_batches(
 ) -> list[Batch]:
     """The first `max_tokens` target tokens of the validation split (default: all), in order, the same for every run.
 
-    A list of {"tokens": int32 [batch_size / shard_count, T + 1], "mask": bool [batch_size / shard_count, T]}; the
-    mask is true where a target counts, false on the padding that fills the last window and the last batch. Sharded
-    like `train_batches`. UserError: sizes that do not fit.
+    A list of {"tokens": int32 [batch_size / shard_count, T + 1], "mask": bool [batch_size / shard_count, T],
+    "documents": int32 [sequences]}; the mask is true where a target counts, false on the padding that fills the last
+    window and the last batch. documents: of all sequences of the batch that count, those of other shards too, the
+    document of the first target, by position in the split from 0. Sharded like `train_batches`. UserError: sizes that
+    do not fit.
     """
     rows = _shard_rows(batch_size, shard_index, shard_count)
     if sequence_length < 1 or (max_tokens is not None and max_tokens < 1):
@@ -204,13 +206,16 @@ def validation_batches(
     targets = targets if max_tokens is None else min(targets, max_tokens)
     per_batch = batch_size * sequence_length
     batches = []
+    ends = np.flatnonzero(dataset.tokens("validation")[: targets + 1] == dataset.meta.eos_id)
     for start in range(0, targets, per_batch):
         used = np.zeros(per_batch + 1, np.int32)
         found = dataset.tokens("validation")[start : min(start + per_batch, targets) + 1]
         used[: len(found)] = found
         windows = np.lib.stride_tricks.sliding_window_view(used, sequence_length + 1)[::sequence_length]
         mask = (start + np.arange(per_batch) < targets).reshape(batch_size, sequence_length)
-        batches.append({"tokens": np.ascontiguousarray(windows[rows]), "mask": mask[rows]})
+        first_targets = np.arange(start, min(start + per_batch, targets), sequence_length) + 1
+        documents = np.searchsorted(ends, first_targets).astype(np.int32)  # an end-of-text token ends its own document
+        batches.append({"tokens": np.ascontiguousarray(windows[rows]), "mask": mask[rows], "documents": documents})
     return batches
 
 

@@ -16,10 +16,9 @@ from precisionlm.precision.recipe import BLOCK_LINEAR, Quantization, parse_recip
 from precisionlm.precision.scaling import LEARNED
 from precisionlm.ptq.rtn import round_to_nearest
 from precisionlm.storage.checkpoint import folder_of, restore_params
-from precisionlm.storage.result import Result, finished_under
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import evaluate
-from precisionlm.training.run import check_schema, evaluation_row, prepare_run
+from precisionlm.training.run import check_is_run, prepare_run, record_evaluation
 from precisionlm.training.step import abstract_state, bound
 
 _OF_TRAINING = ("clipping", "rounding", "rotation")
@@ -51,19 +50,6 @@ def bound_to(experiment: Experiment, quantization: Quantization) -> tuple[Struct
     return bound(experiment.model_copy(update={"precision": precision}), "cpu")
 
 
-def finished_runs(root: Path, recipe: str | None = None) -> list[Path]:
-    """Run directories at or under a folder that finished training, of one recipe (its canonical spelling) if asked.
-    Raises UserError if there is none."""
-    found = []
-    for directory in finished_under(root):
-        result = Result.read(directory)
-        if result and result.status == "done" and recipe in (None, result.row["recipe"]):
-            found.append(directory.path)
-    if not found:
-        raise UserError(f"{root} holds no finished run " + (f"trained at '{recipe}'" if recipe else "to quantize"))
-    return found
-
-
 def quantize_run(
     folder: Path,
     method: str,
@@ -79,15 +65,15 @@ def quantize_run(
     `interrupted` says so.
     """
     directory = RunDirectory.at(folder)
-    names = [f"ptq/{method}-{_slug(quantization)}.json" for quantization in quantizations]
-    missing = [pair for pair in zip(names, quantizations, strict=True) if directory.read_json(pair[0]) is None]
+    names = [f"ptq/{method}-{_slug(quantization)}" for quantization in quantizations]
+    missing = [
+        pair for pair in zip(names, quantizations, strict=True) if directory.read_json(f"{pair[0]}.json") is None
+    ]
     if missing:
         experiment = load(folder / "config.yaml")
         fitted = {quantization: bound_to(experiment, quantization) for _, quantization in missing}
         run = prepare_run(experiment)
-        check_schema(run, folder.parent)
-        if run.run_id != folder.name:
-            raise UserError(f"{folder}: the data at {run.experiment.data.path} is not what this run was trained on")
+        check_is_run(folder, run.experiment, run.dataset)
         _, params = restore_params(
             folder_of(directory, run.experiment.checkpoint), abstract_state(run.program)["params"]
         )
@@ -100,10 +86,12 @@ def quantize_run(
             grids = {site: {o: run.grids[site][o] for o in program.structure.site(site)} for site in run.grids}
             found = evaluate(program, rounded, batches, grids, interrupted)
             directory.write_json(
-                name,
-                evaluation_row("ptq", found) | {"ptq_method": method} | format_columns("ptq", quantization),
+                f"{name}.json",
+                record_evaluation(directory, "ptq", f"{name}.npz", found)
+                | {"ptq_method": method}
+                | format_columns("ptq", quantization),
             )
-    return [directory.read_json(name) for name in names]
+    return [directory.read_json(f"{name}.json") for name in names]
 
 
 def _with_plain_weights(structure: Structure) -> Structure:

@@ -45,3 +45,16 @@ class Result(BaseModel):
 def finished_under(root: Path) -> list[RunDirectory]:
     """Run directories at or under a folder that have a result, by path."""
     return [RunDirectory.at(path.parent) for path in sorted(Path(root).rglob(_NAME))]
+
+
+def finished_runs(root: Path, recipe: str | None = None) -> list[Path]:
+    """Run directories at or under a folder that finished training, of one recipe (its canonical spelling) if asked.
+    Raises UserError if there is none."""
+    found = []
+    for directory in finished_under(root):
+        result = Result.read(directory)
+        if result and result.status == "done" and recipe in (None, result.row["recipe"]):
+            found.append(directory.path)
+    if not found:
+        raise UserError(f"{root} holds no finished run" + (f" trained at '{recipe}'" if recipe else ""))
+    return found

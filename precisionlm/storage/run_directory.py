@@ -1,5 +1,5 @@
-"""The run directory is the record: config.yaml, segments.jsonl, metrics.jsonl, audit.json, result.json, checkpoints/,
-ptq/."""
+"""The run directory is the record: config.yaml, segments.jsonl, metrics.jsonl, audit.json, result.json, evaluations/,
+ptq/, checkpoints/."""
 
 import json
 import os
@@ -31,12 +31,16 @@ class RunDirectory:
 
     def clear_partial(self) -> None:
         """Remove what killed processes left half-written; for the owner of the run alone."""
-        for partial in self.path.glob(".*.partial"):
+        for partial in (*self.path.glob(".*.partial"), *self.path.glob("evaluations/.*.partial")):
             partial.unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> None:
         """Complete or not at all, and on disk when this returns. Raises UserError."""
-        _write(self.path / name, text)
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """As `write_text`."""
+        _write(self.path / name, content)
 
     def write_json(self, name: str, content: Any) -> None:
         """JSON, complete or not at all; numbers that are not finite become null. Raises UserError."""
@@ -103,22 +107,26 @@ def trim_metrics(path: Path, resumed_step: int) -> None:
             f"{path} does not hold each of the {resumed_step} steps of the newest checkpoint: damaged or replaced; "
             "restore it, or delete the run directory to train anew"
         )
-    _write(path, "".join(dumps(line) + "\n" for line in kept))
+    _write(path, _lines(kept))
 
 
 def copy_metrics(source: Path, target: Path, last_step: int) -> None:
     """The lines up to a step as the beginning of another run's metrics.jsonl."""
     kept = [line for line in read_metrics(source) if line["step"] <= last_step]
-    _write(target, "".join(dumps(line) + "\n" for line in kept))
+    _write(target, _lines(kept))
 
 
-def _write(path: Path, text: str) -> None:
+def _lines(metrics: list[dict[str, Any]]) -> bytes:
+    return "".join(dumps(line) + "\n" for line in metrics).encode()
+
+
+def _write(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("w") as file:
-                file.write(text)
+            with partial.open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)

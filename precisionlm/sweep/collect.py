@@ -1,16 +1,22 @@
 """Run directories → one table: a row a (run, evaluation), with the columns that `precisionlm.columns` documents."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from precisionlm.columns import COLUMNS, NAMES
 from precisionlm.errors import UserError
+from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
+from precisionlm.sweep.pairs import Measured, with_differences
 
+T = TypeVar("T")
+
+_SETTINGS = ("evaluation", "eval_recipe", "eval_execution", "val_tokens")
 _DTYPES = {"str": "string", "int": "Int64", "float": "float64", "bool": "boolean"}
 
 
@@ -20,36 +26,46 @@ def collect(root: Path) -> tuple[pd.DataFrame, list[str]]:
 
     Raises UserError where there is no finished run.
     """
-    rows: list[dict[str, Any]] = []
-    unfinished = []
-    for config in sorted(Path(root).rglob("config.yaml")):
-        directory = RunDirectory.at(config.parent)
+    measured: list[Measured] = []
+    unfinished: list[str] = []
+
+    def readable(read: Callable[..., T], *what: Any) -> T | None:
         try:
-            result = Result.read(directory)
+            return read(*what)
         except UserError as error:
             unfinished.append(str(error))
-            continue
+            return None
+
+    def contents(directory: RunDirectory, folder: str) -> list[dict[str, Any]]:
+        names = sorted(f"{folder}/{path.name}" for path in (directory.path / folder).glob("*.json"))
+        return [found for name in names if (found := readable(directory.read_json, name)) is not None]
+
+    for config in sorted(Path(root).rglob("config.yaml")):
+        directory = RunDirectory.at(config.parent)
+        known = len(unfinished)
+        result = readable(Result.read, directory)
         if result is None:
-            unfinished.append(str(directory.path))
+            unfinished += [str(directory.path)] if len(unfinished) == known else []
             continue
-        evaluations = list(result.evaluations)
-        for path in sorted((directory.path / "ptq").glob("*.json")):
-            try:
-                evaluations.append(directory.read_json(f"ptq/{path.name}"))
-            except UserError as error:
-                unfinished.append(str(error))
-        common = {"status": result.status, "schema": 1, "ptq_method": "none"}
-        rows += [_with_infinite_groups(common | result.row | evaluation) for evaluation in evaluations]
-    if not rows:
+        run = {"status": result.status, "schema": 1, "ptq_method": "none"} | result.row
+        rows = [_evaluated(run, found) for found in [*result.evaluations, *contents(directory, "evaluations")]]
+        # An evaluation done again, for the losses of its sequences, stands for the one of before.
+        rows = list({tuple(row.get(name) for name in _SETTINGS): row for row in rows}.values())
+        for row in [*rows, *(_evaluated(run, found) for found in contents(directory, "ptq"))]:
+            name = row.get("sequences")
+            measured.append(Measured(row, readable(Evaluation.read, directory, name) if name else None))
+    if not measured:
         raise UserError(f"{root} holds no finished run (no result.json below it)")
-    table = pd.DataFrame([{name: row.get(name) for name in NAMES} for row in rows])
+    table = pd.DataFrame([{name: row.get(name) for name in NAMES} for row in with_differences(measured)])
     return table.astype({column.name: _DTYPES[column.dtype] for column in COLUMNS}), unfinished
 
 
-def _with_infinite_groups(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no number for a group without end, one scale a channel or tensor: null there."""
-    ends = {name: math.inf for name, value in row.items() if name.endswith("_group") and value is None}
-    return row | ends
+def _evaluated(run: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table. What most evaluations leave out: that they are at the run's own precision. JSON has no number
+    for a group without end, one scale a channel or tensor: null there."""
+    own = ("bf16", "simulated") if evaluation["evaluation"] == "bf16" else (run.get("recipe"), run.get("execution"))
+    row = run | dict(zip(("eval_recipe", "eval_execution"), own, strict=True)) | evaluation
+    return row | {name: math.inf for name, value in row.items() if name.endswith("_group") and value is None}
 
 
 def write(table: pd.DataFrame, out: Path) -> list[Path]:

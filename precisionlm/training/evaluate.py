@@ -1,9 +1,7 @@
-"""Validation loss with its standard error."""
+"""The loss of every validation sequence, at the precision of a program."""
 
-import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,19 +9,11 @@ import numpy as np
 
 from precisionlm.errors import PreemptedError
 from precisionlm.precision.binding import Grids
+from precisionlm.storage.evaluation import Evaluation
 from precisionlm.training.sharding import batch_sharding
 from precisionlm.training.step import Program, eval_step
 
 _AHEAD = 4  # batches dispatched before a result is read: the device stays busy, and a stop is not far
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """loss: mean cross entropy (nats/token); standard_error: of that mean, over sequences; tokens: targets counted."""
-
-    loss: float
-    standard_error: float
-    tokens: int
 
 
 def place(batch: np.ndarray, program: Program) -> jax.Array:
@@ -38,9 +28,9 @@ def evaluate(
     grids: Grids,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Loss on fixed validation batches ({"tokens" [B, T + 1], "mask" [B, T]}) at the precision of program and grids.
+    """Loss on fixed validation batches (of `source.validation_batches`) at the precision of program and grids.
 
-    Raises PreemptedError as soon as `interrupted`, asked before every batch, says so.
+    Equal on all processes. Raises PreemptedError as soon as `interrupted`, asked before every batch, says so.
     """
     step = eval_step(program)
     pending: deque[jax.Array] = deque()
@@ -50,10 +40,9 @@ def evaluate(
             raise PreemptedError("evaluation was interrupted; the same command does it again")
         pending.append(step(params, place(batch["tokens"], program), place(batch["mask"], program), grids))
         if len(pending) > _AHEAD:
-            results.append(np.asarray(pending.popleft(), np.float64))
-    results += [np.asarray(result, np.float64) for result in pending]
+            results.append(np.asarray(pending.popleft()))
+    results += [np.asarray(result) for result in pending]
     sums, counts = np.concatenate(results, axis=1)
-    used = counts > 0
-    means, tokens = sums[used] / counts[used], counts.sum()
-    spread = np.std(means, ddof=1) / math.sqrt(used.sum()) if used.sum() > 1 else math.nan
-    return Evaluation(float(sums.sum() / tokens), float(spread), int(tokens))
+    used = counts > 0  # the last batch is filled with padding
+    documents = np.concatenate([batch["documents"] for batch in batches])
+    return Evaluation(sums[used], counts[used].astype(np.int32), documents)

@@ -29,7 +29,7 @@ from precisionlm.training import provenance
 from precisionlm.training.evaluate import place
 from precisionlm.training.loop import Beginning, Progress, Recorder, Training
 from precisionlm.training.optimizer import hyperparameters
-from precisionlm.training.run import Run, check_schema, check_weights_from, evaluation_row, prepare_run, result_row
+from precisionlm.training.run import Run, check_schema, check_weights_from, diverged_evaluation, prepare_run, result_row
 from precisionlm.training.step import (
     Program,
     State,
@@ -162,7 +162,7 @@ def _train(
             evaluated = on_first(lambda: has_evaluation(directory.metrics, beginning.step))
             evaluations = training.finish(evaluated)
         except DivergedError as error:
-            status, reason, evaluations = "diverged", str(error), [evaluation_row("trained", None)]
+            status, reason, evaluations = "diverged", str(error), [diverged_evaluation()]
     checkpoints.wait()  # a finished run has its last checkpoint
 
     def record() -> None:

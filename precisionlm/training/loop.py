@@ -15,7 +15,7 @@ from precisionlm.storage.checkpoint import Checkpoints, folder_of
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import evaluate, place
 from precisionlm.training.optimizer import hyperparameters
-from precisionlm.training.run import Run, evaluation_row
+from precisionlm.training.run import Run, record_evaluation
 from precisionlm.training.step import State, everywhere, train_step, without_learned_scales
 from precisionlm.training.tracking import ProfileWindow, TrackedLog
 from precisionlm.training.trunk import Trunk, is_kept, publish
@@ -99,9 +99,21 @@ class Training:
                 self._evaluate_between(step)
         self._recorder.conclude()
         try:
-            return _evaluations(run, self._state, self._interrupted)
+            return self._evaluations()
         except PreemptedError:
             self._stop(steps)
+
+    def _evaluations(self) -> list[dict[str, Any]]:
+        """The final evaluation at the precision trained at, and without quantization if asked for."""
+        run, params, batches = self._run, self._state["params"], self._run.validation_batches()
+        found = {"trained": evaluate(run.program, params, batches, run.grids, self._interrupted)}
+        if run.experiment.training.eval_bf16 and run.recipe.quantized():
+            plain = replace(run.program, structure=Structure())
+            found["bf16"] = evaluate(plain, without_learned_scales(params), batches, {}, self._interrupted)
+        return [
+            record_evaluation(self._directory, name, f"evaluations/{name}.npz", evaluation)
+            for name, evaluation in found.items()
+        ]
 
     def _save(self, step: int) -> None:
         self._recorder.settle()  # a state after a diverged step must not become a checkpoint
@@ -209,15 +221,3 @@ class Recorder:
         steps = self._config.steps
         if 2 * self.skipped_steps > steps:
             raise DivergedError(f"{self.skipped_steps} of {steps} steps had no finite gradient and were skipped")
-
-
-def _evaluations(run: Run, state: State, interrupted: Callable[[], bool]) -> list[dict[str, Any]]:
-    """The final evaluation at the precision trained at, and without quantization if asked for."""
-    batches = run.validation_batches()
-    rows = [evaluation_row("trained", evaluate(run.program, state["params"], batches, run.grids, interrupted))]
-    if run.experiment.training.eval_bf16 and run.recipe.quantized():
-        plain = replace(run.program, structure=Structure())
-        rows.append(
-            evaluation_row("bf16", evaluate(plain, without_learned_scales(state["params"]), batches, {}, interrupted))
-        )
-    return rows

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from precisionlm.cluster.hardware import model_flops_utilization
+from precisionlm.cluster.processes import on_first
 from precisionlm.config import Experiment
 from precisionlm.data import source
 from precisionlm.errors import UserError
@@ -17,9 +18,9 @@ from precisionlm.model.transformer import axis_sizes, parameter_counts
 from precisionlm.precision.binding import Grids, leaks_future
 from precisionlm.precision.describe import precision_columns
 from precisionlm.precision.recipe import Recipe, parse_recipe
+from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
-from precisionlm.training.evaluate import Evaluation
 from precisionlm.training.flops import training_flops_per_token
 from precisionlm.training.optimizer import final_rate_fraction, hyperparameters
 from precisionlm.training.provenance import Segment, distinct
@@ -61,12 +62,13 @@ class Run:
         )
 
     def validation_batches(self) -> list[source.Batch]:
-        """This process's share of the fixed validation batches."""
+        """This process's share of the fixed validation batches, each of as many sequences as training has in memory at
+        a time."""
         e = self.experiment
         return source.validation_batches(
             self.dataset,
             e.data.sequence_length,
-            e.training.batch_size,
+            e.training.batch_size // e.training.accumulate,
             e.training.eval_tokens,
             jax.process_index(),
             jax.process_count(),
@@ -95,7 +97,7 @@ def prepare_run(experiment: Experiment, devices: list[jax.Device] | None = None)
         )
     recipe = parse_recipe(experiment.precision.recipe)
     structure, grids = bound(experiment, mesh.devices.flat[0].platform)
-    data_hash = dataset.meta.train.sha256 + dataset.meta.validation.sha256
+    data_hash = _content(dataset)
     program, trunk = program_of(experiment, structure, mesh), trunk_of(experiment, data_hash)
     return Run(
         experiment,
@@ -116,6 +118,21 @@ def check_schema(run: Run, folder: Path) -> None:
             f"{folder / run.former_id} is this experiment as schema 1 trained it, by other numerics than those of "
             f"schema {SCHEMA}; move it away to train anew (docs/identity.md)"
         )
+
+
+def check_is_run(folder: Path, experiment: Experiment, dataset: source.Dataset) -> None:
+    """Raises UserError where a run directory is not of this experiment on this data, by its name."""
+    if folder.name == former_id(experiment, _content(dataset)):
+        raise UserError(
+            f"{folder} was trained by schema 1, whose numerics were others than those of schema {SCHEMA}: its rows can be "
+            "collected, but it is not evaluated anew (docs/identity.md)"
+        )
+    if folder.name != run_id(experiment, _content(dataset)):
+        raise UserError(f"{folder}: the data at {dataset.path} is not what this run was trained on")
+
+
+def _content(dataset: source.Dataset) -> str:
+    return dataset.meta.train.sha256 + dataset.meta.validation.sha256
 
 
 def check_weights_from(run: Run) -> None:
@@ -192,6 +209,7 @@ def result_row(
         "width": e.model.width,
         "vocab_size": e.model.vocab_size,
         "dataset": run.dataset.meta.train.sha256[:12],
+        "validation": run.dataset.meta.validation.sha256[:12],
         "tokenizer": run.dataset.meta.tokenizer_sha256[:12],
         "flops": tokens * per_token,
         "tokens_per_second": rate,
@@ -221,12 +239,24 @@ def _peak_memory(devices: Any) -> float | None:
     return max((float(s["peak_bytes_in_use"]) for s in here if s and "peak_bytes_in_use" in s), default=None)
 
 
-def evaluation_row(name: str, evaluation: Evaluation | None) -> dict[str, Any]:
-    """An evaluation's own columns; None where the run diverged."""
-    loss, error, tokens = (
-        (evaluation.loss, evaluation.standard_error, evaluation.tokens) if evaluation else (math.nan, math.nan, 0)
-    )
-    return {"evaluation": name, "val_loss": loss, "val_loss_se": error, "val_tokens": tokens}
+def record_evaluation(directory: RunDirectory, name: str, file: str, evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation's own columns. What it measured of every sequence is in `file`, a .npz of the run directory that
+    they name and that is complete before they are returned, written by process 0. Raises UserError."""
+    on_first(lambda: evaluation.write(directory, file))
+    return {
+        "evaluation": name,
+        "val_loss": evaluation.loss,
+        "val_loss_se": evaluation.standard_error,
+        "val_loss_se_sequences": evaluation.standard_error_sequences,
+        "val_tokens": evaluation.tokens,
+        "sequences": file,
+    }
+
+
+def diverged_evaluation() -> dict[str, Any]:
+    """The columns of the evaluation that a diverged run never had."""
+    errors = {"val_loss_se": math.nan, "val_loss_se_sequences": math.nan}
+    return {"evaluation": "trained", "val_loss": math.nan, **errors, "val_tokens": 0}
 
 
 def _mean(losses: list[float | None]) -> float:

@@ -71,11 +71,17 @@ def test_the_whole_pipeline(tmp_path, capsys):
     assert len(dry_run("ptq", out, "--bits", "2,int4/g16", "--recipe", "bf16")) == 2 and not list(out.glob("*/ptq"))
     quantized = json.loads(ok("ptq", out, "--bits", "2,int4/g16", "--recipe", "bf16", "--json"))
     assert len(quantized) == 4
+    assert [row["status"] for row in dry_run("evaluate", out)] == ["done"] * 4
+    words = ["evaluate", out, "--precision.recipe", "W3A8", "--training.eval_tokens", 1000]
+    assert {row["status"] for row in dry_run(*words)} == {"new"} and not list(out.glob("*/evaluations/*.json"))
+    again = json.loads(ok(*words, "--json"))
+    assert sorted(row["evaluation"] for row in again) == ["recipe"] * 2 + ["trained"] * 2
+    assert json.loads(ok(*words, "--json")) == [row | {"status": "done"} for row in again]
     counts = json.loads(ok("table", out, "-o", tmp_path / "runs.parquet", "--json"))
-    assert (counts["rows"], counts["runs"], counts["unfinished"]) == (8, 4, [])
+    assert (counts["rows"], counts["runs"], counts["unfinished"]) == (12, 4, [])
     table = pd.read_parquet(tmp_path / "runs.parquet")
     assert tuple(table.columns) == NAMES
-    assert len(pd.read_csv(tmp_path / "runs.csv")) == 8
+    assert len(pd.read_csv(tmp_path / "runs.csv")) == 12
     assert table["val_loss"].between(0.3, 6).all() and (table["val_loss_se"] > 0).all()
     assert set(table["ptq_bits"].dropna()) == {2.0, 4.0} and set(table["ptq_group"].dropna()) == {float("inf"), 16.0}
     fitted = json.loads(ok("fit", "--runs", tmp_path / "runs.parquet", "--law", "kumar", "--starts", 50, "--json"))
@@ -105,6 +111,8 @@ def test_train_override_dry_run_and_json(config, tmp_path):
         (["sweep", "{config}", "--out", "o"], "unknown key"),
         (["table", "nowhere"], "holds no finished run"),
         (["ptq", "nowhere"], "holds no finished run"),
+        (["evaluate", "nowhere"], "holds no finished run"),
+        (["evaluate", "nowhere", "--optimizer.learning_rate", "1"], "decides no evaluation of a finished run"),
         (["fit", "--runs", "nowhere.csv", "--law", "kumar"], "nowhere.csv"),
         (["table", "nowhere", "--bogus", "1"], "unknown argument '--bogus'"),
     ],
@@ -177,7 +185,20 @@ def test_every_verb_has_help_with_an_example(capsys):
         return capsys.readouterr().out
 
     listing = help_of()
-    for verb in ("data", "train", "sweep", "ptq", "table", "fit", "compare", "plan", "figures", "report", "demo"):
+    for verb in [
+        "data",
+        "train",
+        "sweep",
+        "evaluate",
+        "ptq",
+        "table",
+        "fit",
+        "compare",
+        "plan",
+        "figures",
+        "report",
+        "demo",
+    ]:
         assert verb in listing
         text = help_of(verb, "prepare") if verb == "data" else help_of(verb)
         assert "example" in text and f"precisionlm {verb}" in text and "--json" in text

@@ -16,7 +16,8 @@ import yaml
 from precisionlm.cluster import processes
 from precisionlm.config import build
 from precisionlm.errors import PreemptedError, UserError
-from precisionlm.storage.run_directory import read_metrics
+from precisionlm.storage.evaluation import Evaluation
+from precisionlm.storage.run_directory import RunDirectory, read_metrics
 from precisionlm.training.execute import train
 
 from ..conftest import StopAt, tiny_tree
@@ -87,6 +88,9 @@ def assert_same_run(folder, whole):
     assert result["row"]["D_tokens"] == STEPS * 8 * 32
     assert result["evaluations"][0]["val_loss"] == pytest.approx(whole.result.evaluations[0]["val_loss"], abs=1e-5)
     assert result["evaluations"][0]["val_tokens"] == whole.result.evaluations[0]["val_tokens"]
+    sequences, expected = (Evaluation.read(RunDirectory.at(f), "evaluations/trained.npz") for f in (folder, whole.path))
+    assert sequences.pairs_with(expected)
+    np.testing.assert_allclose(sequences.sums, expected.sums, rtol=1e-5)
 
 
 def test_sigterm_to_one_stops_both_and_one_process_continues(tree, whole, environment, tmp_path):

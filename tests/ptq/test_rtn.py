@@ -8,9 +8,10 @@ import pytest
 
 from precisionlm.errors import UserError
 from precisionlm.precision.recipe import parse_recipe
-from precisionlm.ptq.evaluate import bound_to, finished_runs, quantize_run, weight_quantization
+from precisionlm.ptq.evaluate import bound_to, quantize_run, weight_quantization
 from precisionlm.ptq.rtn import round_to_nearest
 from precisionlm.storage.checkpoint import folder_of, restore_params
+from precisionlm.storage.result import finished_runs
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.sweep.collect import collect
 from precisionlm.training.evaluate import evaluate

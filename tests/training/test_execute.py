@@ -12,7 +12,8 @@ import pytest
 from precisionlm.config import build
 from precisionlm.errors import DivergedError, PreemptedError, UserError
 from precisionlm.storage.checkpoint import Checkpoints
-from precisionlm.storage.run_directory import read_metrics
+from precisionlm.storage.evaluation import Evaluation
+from precisionlm.storage.run_directory import RunDirectory, read_metrics
 from precisionlm.training import loop
 from precisionlm.training.execute import train
 from precisionlm.training.run import pace
@@ -36,6 +37,17 @@ def test_resume_is_bitwise_the_unbroken_run(experiment, tmp_path):
     assert history(broken.path) == history(whole.path)
     assert [step for step, _ in history(whole.path)] == list(range(1, 13))
     assert broken.result.evaluations == whole.result.evaluations
+
+
+def test_every_sequence_of_an_evaluation_is_kept(experiment, tmp_path):
+    training = experiment.training.model_copy(update={"steps": 2, "eval_bf16": True})
+    outcome = train(experiment.model_copy(update={"training": training}), tmp_path, devices=ONE)
+    for row, name in zip(outcome.result.evaluations, ("trained", "bf16"), strict=True):
+        found = Evaluation.read(RunDirectory.at(outcome.path), row["sequences"])
+        assert (row["evaluation"], row["sequences"]) == (name, f"evaluations/{name}.npz")
+        assert (found.loss, found.tokens) == (row["val_loss"], row["val_tokens"]) and len(found.sums) == 63
+        assert found.standard_error == row["val_loss_se"] > 0
+        assert found.standard_error_sequences == row["val_loss_se_sequences"] != row["val_loss_se"]
 
 
 def test_a_finished_run_is_skipped_and_never_overwritten(experiment, tmp_path):
@@ -149,8 +161,10 @@ def test_result_has_every_column_of_the_table(experiment, tmp_path):
 
     outcome = train(experiment, tmp_path, devices=ONE)
     row = outcome.result.row | outcome.result.evaluations[0]
-    assert set(NAMES) - set(row) == {"status"} | {name for name in NAMES if name.startswith("ptq_")}
-    assert set(row) <= set(NAMES)
+    of_the_table = {"eval_recipe", "eval_execution", "delta", "delta_se", "delta_to"}  # made when it is collected
+    of_ptq = {name for name in NAMES if name.startswith("ptq_")}
+    assert set(NAMES) - set(row) == {"status"} | of_ptq | of_the_table
+    assert set(row) - set(NAMES) == {"sequences"}  # a file of the run directory
     assert row["D_tokens"] == 12 * 8 * 32 and row["audit_dots"] == 32
     assert row["flops"] == row["D_tokens"] * 6 * (row["N_params"] + 32 * 97 + 2 * 2 * 32 * 32 / 2)
 

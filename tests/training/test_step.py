@@ -7,6 +7,8 @@ import pytest
 from precisionlm.config import build
 from precisionlm.errors import UserError
 from precisionlm.precision import audit, marks
+from precisionlm.training import evaluate as evaluate_module
+from precisionlm.training import step
 from precisionlm.training.evaluate import evaluate, place
 from precisionlm.training.execute import audit_run
 from precisionlm.training.optimizer import hyperparameters
@@ -159,6 +161,43 @@ def test_evaluation_is_at_the_training_precision(tokens_folder):
     b = evaluate(coarse.program, params, coarse.validation_batches(), coarse.grids)
     assert a.tokens == b.tokens == 2000
     assert a.loss != b.loss and 0 < a.standard_error < 0.1
+
+
+def test_evaluation_runs_in_the_slices_of_training(tokens_folder, monkeypatch):
+    found, shapes = {}, {}
+    for parts in (1, 4):
+        tree = tiny_tree(tokens_folder)
+        tree["training"] |= {"accumulate": parts, "batch_size": 8}
+        run = prepare_run(build(tree, "test"), ONE)
+        params = initial_state(run.program, 0, run.grids)["params"]
+
+        def spied(program, parts=parts):
+            def call(weights, tokens, *others):
+                shapes.setdefault(parts, set()).add(tokens.shape)
+                return step.eval_step(program)(weights, tokens, *others)
+
+            return call
+
+        monkeypatch.setattr(evaluate_module, "eval_step", spied)
+        found[parts] = evaluate(run.program, params, run.validation_batches(), run.grids)
+    assert shapes == {1: {(8, 33)}, 4: {(2, 33)}}
+    assert found[4].loss == pytest.approx(found[1].loss, abs=1e-6) and found[4].pairs_with(found[1])
+    np.testing.assert_allclose(found[4].sums, found[1].sums, rtol=1e-6)
+
+
+def test_sequences_are_in_the_order_of_the_split_on_any_devices(tokens_folder):
+    found = []
+    for devices in (ONE, jax.devices()):
+        run = prepare_run(at(tokens_folder, "bf16"), devices)
+        params = initial_state(run.program, 0, run.grids)["params"]
+        found.append(evaluate(run.program, params, run.validation_batches(), run.grids))
+    one, many = found
+    np.testing.assert_allclose(many.sums, one.sums, rtol=1e-5)
+    tokens = run.dataset.tokens("validation")
+    starts = np.arange(0, 2000, 32)
+    expected = [np.count_nonzero(tokens[: start + 1] == run.dataset.meta.eos_id) for start in starts]
+    np.testing.assert_array_equal(one.documents, expected)
+    np.testing.assert_array_equal(one.counts, [32] * 62 + [16])
 
 
 def test_every_parameter_has_a_sharding_rule(tokens_folder):

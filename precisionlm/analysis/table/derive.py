@@ -32,7 +32,7 @@ def gaps(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarray:
         quantized |= pd.to_numeric(frame[post], errors="coerce").notna().to_numpy()
     reference = ~quantized & np.isfinite(loss)
     if "evaluation" in frame.columns:
-        reference &= (frame["evaluation"] != "bf16").to_numpy()
+        reference &= ~frame["evaluation"].isin(["bf16", "recipe"]).to_numpy()
     keys += [c for c in ("seed",) if c in frame.columns]
     mean = frame[reference].assign(_loss=loss).groupby(keys, dropna=False)["_loss"].mean().rename("_reference")
     return np.where(quantized, loss - frame.join(mean, on=keys)["_reference"], np.nan)

@@ -154,7 +154,13 @@ def _excluded_rows(law: Law, frame: pd.DataFrame, where: str | None, names: Mapp
             _mark(reasons, (status == state).to_numpy(), f"status is {state}")
     if "evaluation" in frame.columns:
         evaluation = frame["evaluation"].astype(str).to_numpy()
-        _mark(reasons, evaluation == "bf16", "evaluation is bf16: not at the precision trained at")
+        for other in ("bf16", "recipe"):
+            _mark(reasons, evaluation == other, f"evaluation is {other}: not at the precision trained at")
+        _mark(
+            reasons,
+            _on_fewer_tokens(frame, (evaluation == "trained") & (reasons == "")),
+            "the same run was evaluated on more tokens",
+        )
         reads_ptq = any(s.kind == "ptq_bits" for s in law.symbols)
         if not reads_ptq:
             _mark(reasons, evaluation == "ptq", f"evaluation is ptq: law {law.name} has no post-training term")
@@ -162,6 +168,14 @@ def _excluded_rows(law: Law, frame: pd.DataFrame, where: str | None, names: Mapp
     identity = [*identity, names["loss"]] if "run_id" in identity else list(frame.columns)
     _mark(reasons, frame.duplicated(identity).to_numpy(), "duplicate of an earlier row")
     return reasons
+
+
+def _on_fewer_tokens(frame: pd.DataFrame, trained: np.ndarray) -> np.ndarray:
+    """(rows,) whether another of the rows `trained` evaluates the same run on more tokens: a run counts once."""
+    if not {"run_id", "val_tokens"} <= set(frame.columns):
+        return np.zeros(len(frame), bool)
+    tokens = pd.Series(np.where(trained, _numbers(frame, "val_tokens"), np.nan))
+    return (tokens < tokens.groupby(frame["run_id"].to_numpy()).transform("max")).to_numpy()
 
 
 def _read_symbol(symbol: Symbol, column: str, frame: pd.DataFrame, reasons: np.ndarray) -> np.ndarray:

@@ -42,6 +42,25 @@ def test_evaluations_a_law_says_nothing_about_are_counted(tiny_runs):
     assert table.excluded == {"evaluation is ptq: law chinchilla has no post-training term": 12}
 
 
+def test_further_evaluations_of_a_run_count_once(tiny_runs):
+    runs = tiny_runs.assign(val_tokens=1000)
+    more = runs[runs.evaluation == "trained"].assign(val_tokens=4000, val_loss=lambda f: f.val_loss + 0.01)
+    other = runs[runs.recipe == "W4A8"].assign(evaluation="recipe", val_loss=99.0)
+    law = laws.get("kumar")
+    table = prepare(law, pd.concat([runs, more, other], ignore_index=True))
+    assert len(table.observed) == len(runs) and (table.observed < 99).all()
+    assert table.excluded["the same run was evaluated on more tokens"] == len(more)
+    assert table.excluded["evaluation is recipe: not at the precision trained at"] == len(other)
+    assert len(prepare(law, pd.concat([runs, more], ignore_index=True), where="val_tokens == 1000").observed) == len(
+        runs
+    )
+    gap = laws.get("kumar_ptq")
+    wrong = runs[runs.recipe == "bf16"].assign(evaluation="recipe", ptq_bits=np.nan, val_loss=99.0)
+    np.testing.assert_array_equal(
+        prepare(gap, pd.concat([runs, wrong], ignore_index=True)).observed, prepare(gap, runs).observed
+    )
+
+
 def test_ptq_of_low_precision_runs_is_left_to_the_unified_law(tiny_runs):
     extra = tiny_runs[tiny_runs.recipe == "W4A8"].assign(evaluation="ptq", ptq_bits=3.0)
     table = prepare(laws.get("kumar"), pd.concat([tiny_runs, extra], ignore_index=True))
