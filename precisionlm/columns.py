@@ -26,7 +26,11 @@ _PER_OPERAND = {
     "scale_type": ("str", "number format of the scale itself: f32, bf16, e8m0, e8m0up (rounded up), e4m3"),
     "clip": ("str", "where the largest value lies: absmax, edge, mse, or trained: lsq, lac; none without quantization"),
     "rounding": ("str", "nearest, stochastic; none without quantization"),
-    "rotation": ("int", "size of the Hadamard blocks that the operand is rotated by; 0 for none"),
+    "rotation": (
+        "int",
+        "size of the Hadamard blocks that rotate the operand, negative with random signs; 0: none",
+    ),
+    "trust": ("bool", "no gradient passes through clipped values (QuEST's trust estimator)"),
 }
 _SHARE = "share of the operand's values (over sites and layers) that the columns describe; below 1: a mixture"
 

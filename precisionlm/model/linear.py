@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from precisionlm.precision.binding import Grids, Structure
 from precisionlm.precision.dot_general import dot_general
 from precisionlm.precision.learned import (
-    activations_extent,
     initial_log_extent,
+    kept_extent,
     learned_quantize,
+    shape_of_shares,
     weights_extent,
 )
-from precisionlm.precision.quantize import block_hadamard
+from precisionlm.precision.quantize import block_hadamard, trusted
 
 
 class Linear(nn.Module):
@@ -37,13 +38,18 @@ class Linear(nn.Module):
         w = self.param("w", self.initializer, (x.shape[-1], *self.features), jnp.float32)
         operands, site_grids = self.structure.site(self.site), grids.get(self.site, {})
         if rotate := max((s.rotate for o, s in operands.items() if o in ("a", "w")), default=0):
-            x, w, extent = block_hadamard(x, -1, rotate), block_hadamard(w, 0, rotate), None
+            signs = any(s.signs for o, s in operands.items() if o in ("a", "w"))
+            x, w, extent = block_hadamard(x, -1, rotate, signs), block_hadamard(w, 0, rotate, signs), None
         learned, originals = self._learned_extents(x, w, operands, site_grids), {"w": w}
         if "a" in learned:
             originals["a"] = x
             x = learned_quantize(x, learned["a"], -1, operands["a"], f"{self.site}.a", site_grids["a"])
         if "w" in learned:
             w = learned_quantize(w, learned["w"], 0, operands["w"], f"{self.site}.w", site_grids["w"])
+        if (scaling := operands.get("a")) and scaling.trust:
+            x = trusted(x, -1, scaling, site_grids["a"])
+        if (scaling := operands.get("w")) and scaling.trust:
+            w = trusted(w, 0, scaling, site_grids["w"])
         return linear(self.structure, self.site, x, w, grids, key, originals, extent)
 
     def _learned_extents(self, x, w, operands, site_grids):
@@ -52,9 +58,11 @@ class Linear(nn.Module):
         if (scaling := operands.get("w")) and scaling.clip == "lsq":
             init = lambda _: initial_log_extent(w, 0, scaling, site_grids["w"])  # noqa: E731
             found["w"] = weights_extent(self.param("w_clip", init))
-        if (scaling := operands.get("a")) and scaling.clip == "lac":
-            log_share = self.param("a_clip", nn.initializers.zeros, (), jnp.float32)
-            found["a"] = activations_extent(x, -1, scaling, site_grids["a"], log_share)
+        for name, value, axis, clip in (("a", x, -1, "lac"), ("w", w, 0, "lwc")):
+            if (scaling := operands.get(name)) and scaling.clip == clip:
+                shape = shape_of_shares(value.shape, axis, scaling)
+                log_share = self.param(f"{name}_clip", nn.initializers.zeros, shape, jnp.float32)
+                found[name] = kept_extent(value, axis, scaling, site_grids[name], log_share)
         return found
 
 

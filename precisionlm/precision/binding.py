@@ -145,6 +145,10 @@ _ROTATED_TOGETHER = {
 }
 
 
+def _turn(scaling: Scaling) -> tuple[int, bool]:
+    return scaling.rotate, scaling.signs
+
+
 def _check_fits(where: str, site: str, operand: str, bound: Mapping[str, Scaling], sizes: Mapping[str, int]) -> None:
     """Raises UserError where an operand's scaling does not fit the operand or its axis."""
     scaling, size = bound[operand], sizes.get(operand)
@@ -159,7 +163,7 @@ def _check_fits(where: str, site: str, operand: str, bound: Mapping[str, Scaling
         partner = _ROTATED_TOGETHER[operand]
         # An operand of the forward product that is not quantized rotates along.
         alone = partner not in bound and operand not in ("a", "w")
-        if alone or (partner in bound and bound[partner].rotate != scaling.rotate):
+        if alone or (partner in bound and _turn(bound[partner]) != _turn(scaling)):
             raise UserError(
                 f"{where}had{scaling.rotate} on {operand} at '{site}' needs the same on {partner}: both operands of a "
                 "product rotate (W4A4-had64, P34=…, P56=…)"
@@ -176,11 +180,15 @@ def _check_fits(where: str, site: str, operand: str, bound: Mapping[str, Scaling
             length = sizes.get(other)
             if length is not None and length % scaling.group:
                 raise UserError(f"{where}block size {scaling.group} does not divide the {length} rows of '{site}'")
+    if scaling.trust and (site in ("attention", "embed", "head") or scaling.clip in LEARNED):
+        raise UserError(
+            f"{where}trust on {operand} at '{site}': it is for linear layers in the blocks, under fixed scales"
+        )
     if scaling.clip in LEARNED:
-        if (scaling.clip, operand) not in (("lsq", "w"), ("lac", "a")) or site in ("embed", "head"):
+        if (scaling.clip, operand) not in (("lsq", "w"), ("lwc", "w"), ("lac", "a")) or site in ("embed", "head"):
             raise UserError(
-                f"{where}{scaling.clip} on {operand} at '{site}': lsq is for weights, lac for activations of linear "
-                "layers in the blocks"
+                f"{where}{scaling.clip} on {operand} at '{site}': lsq and lwc are for weights, lac for activations of "
+                "linear layers in the blocks"
             )
         if scaling.stochastic or scaling.scale_type != "f32":
             raise UserError(f"{where}{scaling.clip} on {operand}: learned scales are f32 and round to nearest")

@@ -54,7 +54,8 @@ def format_columns(name: str, quantization: Quantization | None, forward: bool =
         f"{name}_scale_type": scaling.scale_type if scaling else "none",
         f"{name}_clip": scaling.clip if scaling else "none",
         f"{name}_rounding": "none" if scaling is None else "stochastic" if scaling.stochastic else "nearest",
-        f"{name}_rotation": scaling.rotate if scaling else 0,
+        f"{name}_rotation": (-scaling.rotate if scaling.signs else scaling.rotate) if scaling else 0,
+        f"{name}_trust": scaling.trust if scaling else False,
     }
 
 

@@ -65,20 +65,21 @@ class Operand:
 @utils.flax_slots_kw_only_dataclass
 class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
     """AQT's quantizer of one product's two operands, each None where it stays as it is. dtype: in which operands enter
-    the product, if not their own. rotate: size of Hadamard blocks of both along the contracted axis. Where
+    the product, if not their own. rotate, signs: Hadamard blocks of both along the contracted axis. Where
     `scaling.code_dtype` names a dtype, codes and scales are handed on, not dequantized values."""
 
     lhs: Any = utils.dynamic_field(default=None)
     rhs: Any = utils.dynamic_field(default=None)
     dtype: Any = utils.static_field(default=None)
     rotate: int = utils.static_field(default=0)
+    signs: bool = utils.static_field(default=False)
 
     def init_calibration(self):
         """Nothing to learn: scales come from the values."""
 
     def calibrate(self, lhs, rhs, dimension_numbers, lhs_mode, rhs_mode):
         (lhs_axes, rhs_axes), _ = dimension_numbers
-        tensor = partial(_operand_tensor, dtype=self.dtype, rotate=self.rotate)
+        tensor = partial(_operand_tensor, dtype=self.dtype, rotate=self.rotate, signs=self.signs)
         return (lhs, tensor(lhs, lhs_axes, self.lhs)), (rhs, tensor(rhs, rhs_axes, self.rhs))
 
     def calculate_qvalue(self, lhs, lhs_qt, rhs, rhs_qt):
@@ -94,11 +95,11 @@ class GridQuantizer(aqt_dot_general.DotGeneralQuantizer):
         """Keys come with each operand."""
 
 
-def _operand_tensor(x, axes, operand, dtype, rotate):
+def _operand_tensor(x, axes, operand, dtype, rotate, signs):
     """x as AQT's QTensor. In simulation it holds dequantized values under a scale of one: AQT then multiplies by exact
     ones only, and may reuse the value in the gradient products whatever the number and shape of the real scales. For a
     native product it holds codes under their scale, and AQT scales the output."""
-    turned = partial(block_hadamard, axis=axes[-1], size=rotate) if rotate else lambda x: x
+    turned = partial(block_hadamard, axis=axes[-1], size=rotate, signs=signs) if rotate else lambda x: x
     x = turned(x).astype(dtype or x.dtype)
     value, scale = x, jnp.ones((1,) * x.ndim, x.dtype)
     if operand is not None:
@@ -169,8 +170,9 @@ def dot_general(
             None if source.operand not in scaled or (source.forward and reused) else operand(source.operand)
             for source in (product.left, product.right)
         )
-        rotate = lhs.scaling.rotate if lhs is not None and product.name != "fwd" else 0
-        raw.dg_quantizer = GridQuantizer(lhs=lhs, rhs=rhs, dtype=dtype, rotate=rotate)
+        # The forward product's operands come rotated.
+        turn = (lhs.scaling.rotate, lhs.scaling.signs) if lhs is not None and product.name != "fwd" else (0, False)
+        raw.dg_quantizer = GridQuantizer(lhs=lhs, rhs=rhs, dtype=dtype, rotate=turn[0], signs=turn[1])
         raw.rhs.use_fwd_quant = reused and product.right.operand in scaled
         if both:
             raw.lhs.dequant_mode = raw.rhs.dequant_mode = config.DequantMode.OUTPUT

@@ -27,6 +27,7 @@ _CLIPPINGS = {
     "mse": "best for normal values",
     "lsq": "trained step size (lsq)",
     "lac": "trained share of the largest (lac)",
+    "lwc": "trained share of the largest (lwc)",
 }
 # Who has a scale of its own: everyone along the axis that the operand's product contracts shares it.
 _SHARERS = {"w": "output channel", "dgrad_w": "input channel", "wgrad_dy": "output channel", "wgrad_x": "input channel"}
@@ -51,7 +52,7 @@ def explain(recipe: Recipe, layers: int = 4) -> list[dict[str, Any]]:
     """A row a (site, operand) that the recipe quantizes somewhere, for a model of `layers` blocks.
 
     Keys: site, operand, meaning, layers (which; `all` or a list), format, bits, bits_with_scales, scale, scale_type,
-    clip, rotation (0: none), rounding, largest (value of the grid).
+    clip, rotation (0: none), signs, trust, rounding, largest (value of the grid).
     """
     rows = []
     for site in SITES:
@@ -85,6 +86,8 @@ def _row(site: str, operand: str, quantization: Quantization, layers: Any) -> di
         "scale_type": scaling.scale_type,
         "clip": _CLIPPINGS[scaling.clip],
         "rotation": scaling.rotate,
+        "signs": scaling.signs,
+        "trust": scaling.trust,
         "rounding": "stochastic" if scaling.stochastic else "nearest even",
         "largest": float(fmt.grid().qmax),
     }
@@ -107,6 +110,7 @@ def as_text(recipe: Recipe, layers: int = 4) -> str:
     for row in rows:
         where = "" if row["layers"] == "all" else f", layers {', '.join(map(str, row['layers']))} of {layers}"
         rotated = f", rotated in Hadamard blocks of {row['rotation']}" if row["rotation"] else ""
+        rotated += " with random signs" * row["signs"] + ", no gradient where clipped" * row["trust"]
         clip = f", {row['clip']}" if row["clip"] != _CLIPPINGS["absmax"] else ""
         how = f"{row['scale_type']} per {row['scale']}{clip}, {row['rounding']}{rotated}{where}"
         sizes = f"{row['bits']:6.3g} {row['bits_with_scales']:11.4g}"

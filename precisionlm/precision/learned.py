@@ -1,9 +1,10 @@
 """Scales and clipping points that are trained with the model.
 
-lsq: the step size of weights, a free parameter a sharer (Esser et al. 2020, arXiv:1902.08153). lac: the share of the
-largest magnitude that activations keep, one parameter a site and layer, as in OmniQuant (Shao et al. 2023,
-arXiv:2308.13137): PACT's trained clipping point (Choi et al. 2018, arXiv:1805.06085) relative to each token. Both are
-kept as logarithms (Jain et al. 2019, arXiv:1903.08066), so that one learning rate suits scales of every size.
+lsq: the step size of weights, a free parameter a sharer (Esser et al. 2020, arXiv:1902.08153). lwc, lac: the share of
+the largest magnitude that is kept, as in OmniQuant (Shao et al. 2023, arXiv:2308.13137): of weights a parameter a
+sharer, of activations one a layer or, with groups, one a group index, shared by all tokens (Chen et al. 2025, §3):
+PACT's trained clipping point (Choi et al. 2018, arXiv:1805.06085) relative to each token. All are kept as logarithms
+(Jain et al. 2019, arXiv:1903.08066), so that one learning rate suits scales of every size.
 """
 
 from functools import partial
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from precisionlm.precision.formats import Grid
 from precisionlm.precision.quantize import quantize
-from precisionlm.precision.scaling import Scaling, extent_of, gather, spread
+from precisionlm.precision.scaling import Scaling, extent_of, gather, shape_of_scales, spread
 
 
 def initial_log_extent(w: jax.Array, axis: int, scaling: Scaling, grid: Grid) -> jax.Array:
@@ -26,8 +27,15 @@ def weights_extent(log_extent: jax.Array) -> jax.Array:
     return jnp.exp(log_extent)
 
 
-def activations_extent(x: jax.Array, axis: int, scaling: Scaling, grid: Grid, log_share: jax.Array) -> jax.Array:
-    """lac's parameter → what maps to the largest value: a share of the largest magnitude of each sharer."""
+def shape_of_shares(shape: tuple[int, ...], axis: int, scaling: Scaling) -> tuple[int, ...]:
+    """The shape of lwc's parameter for weights, or of lac's for activations whose last axis is `axis`."""
+    if scaling.clip == "lwc":
+        return shape_of_scales(shape, axis, scaling)
+    return (shape[axis] // scaling.group, 1) if scaling.sharing == "group" else ()
+
+
+def kept_extent(x: jax.Array, axis: int, scaling: Scaling, grid: Grid, log_share: jax.Array) -> jax.Array:
+    """lac's or lwc's parameter → what maps to the largest value: a share of the largest magnitude of each sharer."""
     largest = jax.lax.stop_gradient(extent_of(x.astype(jnp.float32), axis, scaling, grid))
     return largest * jnp.exp(log_share)
 

@@ -34,10 +34,11 @@ def _read_sharing(word: str) -> dict[str, Any]:
 
 
 def _read_rotation(word: str) -> dict[str, Any]:
-    size = int(word.removeprefix("had"))
+    signs = word.startswith("r")
+    size = int(word.lstrip("r").removeprefix("had"))
     if size < 2 or size & (size - 1):
         raise UserError(f"'{word}': a Hadamard block is a power of two, such as had64")
-    return {"rotate": size}
+    return {"rotate": size, "signs": signs}
 
 
 _SCALE_TYPES = {"f32": "f32", "sbf16": "bf16", "e8m0": "e8m0", "e8m0up": "e8m0up", "se4m3": "e4m3"}
@@ -61,10 +62,10 @@ SLOTS = (
     ),
     Slot(
         "clipping",
-        "absmax|edge|mse|lsq|lac",
+        "absmax|edge|mse|lsq|lac|lwc",
         lambda word: {"clip": word},
         lambda s: s.clip,
-        ("absmax", "edge", "mse", "lsq", "lac"),
+        ("absmax", "edge", "mse", "lsq", "lac", "lwc"),
     ),
     Slot(
         "rounding",
@@ -75,11 +76,12 @@ SLOTS = (
     ),
     Slot(
         "rotation",
-        r"had\d+",
+        r"r?had\d+",
         _read_rotation,
-        lambda s: f"had{s.rotate}" if s.rotate else "",
-        ("had64",),
+        lambda s: f"{'r' * s.signs}had{s.rotate}" if s.rotate else "",
+        ("had64", "rhad16"),
     ),
+    Slot("gradient", "trust", lambda word: {"trust": True}, lambda s: "trust" if s.trust else "", ("trust",)),
 )
 
 
@@ -104,7 +106,10 @@ def slots_of(words: Sequence[str]) -> dict[str, str]:
 
 
 def fits(word: str, operand: str) -> bool:
-    """Whether a word can say anything of an operand: weights have no tokens, and only weights have blocks."""
+    """Whether a word can say anything of an operand: weights have no tokens, only weights have blocks, and gradients
+    pass through the operands of the forward product alone."""
+    if word == "trust":
+        return operand in ("a", "w")
     if word == "token":
         return operand not in WEIGHTS
     return operand in WEIGHTS if re.fullmatch(r"b\d+", word) else True

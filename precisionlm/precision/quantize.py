@@ -113,8 +113,31 @@ def _straight_through_bwd(axis, scaling, tag, residual, dy):
 _straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)
 
 
-def block_hadamard(x: jax.Array, axis: int, size: int) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def trusted(x: jax.Array, axis: Axes, scaling: Scaling, grid: Grid) -> jax.Array:
+    """x, whose gradient is zero where quantization clips it: beyond the largest value by more than half a step
+    (Panferov et al. 2025, arXiv:2502.05003, §3.2, T = half the step)."""
+    return x
+
+
+def _trusted_fwd(x, axis, scaling, grid):
+    return x, (x, grid)
+
+
+def _trusted_bwd(axis, scaling, residual, dy):
+    x, grid = residual
+    y = values_of(x, None)
+    codes, half = y / scale_of(y, axis, scaling, grid), grid.high * grid.fine / 2
+    inside = ((codes <= grid.qmax + half) & (codes >= grid.qmin - half)) | (grid.on == 0)
+    return jnp.where(inside, dy, jnp.zeros_like(dy)), jax.tree.map(jnp.zeros_like, grid)
+
+
+trusted.defvjp(_trusted_fwd, _trusted_bwd)
+
+
+def block_hadamard(x: jax.Array, axis: int, size: int, signs: bool = False) -> jax.Array:
     """x times an orthonormal Hadamard matrix in blocks of `size` (a power of two) along an axis; its own inverse.
+    signs: times random signs first, the same in every block, product and run.
 
     Rotating both operands of a product along the contracted axis leaves the product as it is and spreads outliers.
     """
@@ -123,8 +146,9 @@ def block_hadamard(x: jax.Array, axis: int, size: int) -> jax.Array:
     matrix = np.ones((1, 1))
     while len(matrix) < size:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    if signs:
+        matrix = np.random.default_rng(0).choice([-1.0, 1.0], size)[:, None] * matrix
     # Float32 operands keep their digits: backends' default would round them to TF32 or bfloat16.
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    signs = jnp.asarray(matrix * size**-0.5, x.dtype)
-    rotated = jnp.tensordot(blocks, signs, axes=(axis + 1, 0), precision=precision)
+    rotated = jnp.tensordot(blocks, jnp.asarray(matrix * size**-0.5, x.dtype), (axis + 1, 0), precision=precision)
     return jnp.moveaxis(rotated, -1, axis + 1).reshape(x.shape)

@@ -7,7 +7,8 @@ sites     = site { "|" site }                    qkv out gate_up down attention 
 body      = entry { "," entry } { "-" modifier }
 entry     = { OPERAND bits } | OPERANDS "=" format { "/" modifier } | format
 OPERAND   = W A KV Q K V S G P1…P6               S: attention probabilities; G: output gradients; P: Sun et al. 2025
-modifier  = g<N> b<N> tensor channel token e8m0 e8m0up sbf16 se4m3 f32 edge mse lsq lac absmax sr rn had<N>
+modifier  = g<N> b<N> tensor channel token e8m0 e8m0up sbf16 se4m3 f32 edge mse lsq lac lwc absmax sr rn had<N> rhad<N>
+            trust
 Every word is used, or it is an error (`precision.modifiers`).
 
 W4A8KV8 · W4A4-g128 · W8A8@down:A8 · W=e4m3,A=e4m3,P246=e2m1 · mxfp4 · W4A4@first:bf16 · W4,A=int8/tensor

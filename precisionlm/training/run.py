@@ -124,7 +124,7 @@ def check_is_run(folder: Path, experiment: Experiment, dataset: source.Dataset) 
     """Raises UserError where a run directory is not of this experiment on this data, by its name."""
     if folder.name == former_id(experiment, _content(dataset)):
         raise UserError(
-            f"{folder} was trained by schema 1, whose numerics were others than those of schema {SCHEMA}: its rows can be "
+            f"{folder} was trained by schema 1, by other numerics than those of schema {SCHEMA}: its rows can be "
             "collected, but it is not evaluated anew (docs/identity.md)"
         )
     if folder.name != run_id(experiment, _content(dataset)):

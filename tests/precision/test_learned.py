@@ -10,8 +10,8 @@ from precisionlm.errors import UserError
 from precisionlm.precision.binding import bind
 from precisionlm.precision.formats import parse_format
 from precisionlm.precision.learned import (
-    activations_extent,
     initial_log_extent,
+    kept_extent,
     learned_quantize,
     weights_extent,
 )
@@ -63,7 +63,7 @@ def test_clipped_values_move_the_share_as_finite_differences_say():
     scaling, dy = Scaling(clip="lac"), jax.random.normal(jax.random.key(2), W.shape)
 
     def loss(u):
-        magnitude = activations_extent(x, -1, scaling, GRID, u)
+        magnitude = kept_extent(x, -1, scaling, GRID, u)
         return jnp.sum(dy * learned_quantize(x, magnitude, -1, scaling, "t.a", GRID))
 
     at, h = jnp.float32(np.log(0.5)), 1e-2
@@ -73,9 +73,9 @@ def test_clipped_values_move_the_share_as_finite_differences_say():
 
 def test_lac_keeps_everything_at_the_start():
     scaling = Scaling(clip="lac")
-    m = activations_extent(W, -1, scaling, GRID, jnp.float32(0.0))
+    m = kept_extent(W, -1, scaling, GRID, jnp.float32(0.0))
     np.testing.assert_array_equal(m, jnp.abs(W).max(-1, keepdims=True))
-    assert activations_extent(W, -1, scaling, GRID, jnp.float32(-1.0)).max() < jnp.abs(W).max()
+    assert kept_extent(W, -1, scaling, GRID, jnp.float32(-1.0)).max() < jnp.abs(W).max()
 
 
 def test_weights_start_equal_and_scales_train(experiment, tmp_path):
@@ -120,9 +120,9 @@ def test_formats_of_one_structure_share_a_step(experiment):
 @pytest.mark.parametrize(
     ("recipe", "message", "backward"),
     [
-        ("W4,A=int4/lsq", "lsq is for weights", "quantized"),
+        ("W4,A=int4/lsq", "lsq and lwc are for weights", "quantized"),
         ("W=int4/lac", "lac for activations", "quantized"),
-        ("W4@head:W=int4/lsq", "lsq is for weights", "quantized"),
+        ("W4@head:W=int4/lsq", "lsq and lwc are for weights", "quantized"),
         ("W=int4/lsq/e8m0", "learned scales are f32", "quantized"),
         ("W=int4/lsq", "needs precision.backward quantized", "unquantized"),
     ],

@@ -11,7 +11,7 @@ from precisionlm.model.transformer import projections
 from precisionlm.precision.binding import bind
 from precisionlm.precision.dot_general import dot_general
 from precisionlm.precision.formats import parse_format
-from precisionlm.precision.learned import activations_extent, learned_quantize
+from precisionlm.precision.learned import kept_extent, learned_quantize
 from precisionlm.precision.quantize import quantize
 from precisionlm.precision.recipe import parse_recipe
 from precisionlm.precision.scaling import Scaling
@@ -183,6 +183,67 @@ def test_operands_of_a_product_rotate_alike():
 
 def test_lac_extents_are_shares_of_the_largest():
     x = jnp.asarray(normal(0, 8, 64))
-    extent = activations_extent(x, -1, Scaling(clip="lac"), parse_format("int4").grid(), jnp.log(0.5))
+    extent = kept_extent(x, -1, Scaling(clip="lac"), parse_format("int4").grid(), jnp.log(0.5))
     q = learned_quantize(x, extent, -1, Scaling(clip="lac"), "out.a", parse_format("int4").grid())
     np.testing.assert_allclose(np.abs(q).max(1), np.abs(np.asarray(x)).max(1) / 2, rtol=1e-6)
+
+
+def test_shares_are_trained_for_every_group():
+    """Chen et al. 2025: LAC has a share a group index, LWC one a weight group."""
+    from precisionlm.model.linear import Linear
+
+    structure, grids = bind(parse_recipe("W=int4full/lwc/g32,A=int4full/lac/g32"), 1, {})
+    layer = {site: jax.tree.map(lambda leaf: leaf[0], operands) for site, operands in grids.items()}
+    linear = Linear("out", (8,), structure, jax.nn.initializers.normal(1.0))
+    x, dy = jnp.asarray(normal(0, 16, 64)), normal(1, 16, 8)
+    params = linear.init(jax.random.key(0), x, layer)["params"]
+    assert params["a_clip"].shape == (2, 1) and params["w_clip"].shape == (2, 1, 8)
+    half = params | {"a_clip": params["a_clip"].at[0].set(jnp.log(0.5))}
+    y, pull_back = jax.vjp(lambda p: linear.apply({"params": p}, x, layer), half)
+    wq = chen(np.asarray(params["w"]).T, 32).T
+    s = np.abs(np.asarray(x).reshape(16, 2, 32)).max(-1, keepdims=True) / 8 * np.array([0.5, 1.0])[:, None]
+    xq = (np.clip(np.rint(np.asarray(x).reshape(16, 2, 32) / s), -8, 7) * s).reshape(16, 64)
+    np.testing.assert_allclose(y, xq @ wq, rtol=1e-4, atol=1e-4)
+    gradients = pull_back(jnp.asarray(dy))[0]
+    assert all(np.abs(gradients[name]).min() > 0 for name in ("a_clip", "w_clip"))
+
+
+@pytest.mark.parametrize("fmt", ["int4", "e2m1"])
+def test_no_gradient_passes_where_a_value_was_clipped(fmt):
+    """QuEST: M = 1[|x - Q(x)| <= T], T half the step at the top."""
+    from precisionlm.precision.quantize import trusted
+
+    scaling = parse_recipe(f"W={fmt}/mse/trust").commonest("w").scaling
+    assert scaling.trust
+    grid = parse_format(fmt).grid()
+    x = jnp.asarray(normal(0, 4, 512))
+    dx = jax.grad(lambda x: jnp.sum(trusted(x, 1, scaling, grid)))(x)
+    scale = np.sqrt(np.mean(np.asarray(x) ** 2, 1, keepdims=True)) * float(grid.reach) / float(grid.qmax)
+    half = {"int4": 0.5, "e2m1": 1.0}[fmt]
+    error = np.abs(quantize(x, 1, scaling, grid) - x) / scale
+    np.testing.assert_array_equal(np.asarray(dx), np.abs(np.asarray(x)) / scale <= float(grid.qmax) + half)
+    clipped = np.abs(np.asarray(x)) / scale > float(grid.qmax) + half
+    assert clipped.any() and (error[clipped] > half - 1e-3).all() and (error[~clipped] < half + 1e-3).all()
+
+
+def test_random_signs_leave_the_product():
+    from precisionlm.precision.quantize import block_hadamard
+
+    x, w = normal(0, 8, 64), normal(1, 64, 4)
+    turned = block_hadamard(jnp.asarray(x), 1, 16, signs=True), block_hadamard(jnp.asarray(w), 0, 16, signs=True)
+    np.testing.assert_allclose(turned[0] @ turned[1], x @ w, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(turned[0], block_hadamard(jnp.asarray(x), 1, 16))
+    dx, dw = gradients("P34=int8/rhad16,P56=int8/rhad16", normal(2, 32, 64), normal(3, 64, 32), normal(4, 32, 32))
+    assert np.isfinite(dx).all() and np.isfinite(dw).all()
+    with pytest.raises(UserError, match="needs the same on"):
+        bind(parse_recipe("W=int4/had32,A=int4/rhad32"), 1, {})
+
+
+def test_both_kernels_have_the_same_gradients_where_the_backward_pass_is_unquantized():
+    """The fused kernel's gradients are of the quantized operands: it is not used where the others are asked for."""
+    from precisionlm.model.attention import Attention
+
+    for backward, fused in (("quantized", True), ("unquantized", False)):
+        structure, _ = bind(parse_recipe("KV4"), 1, {}, backward)
+        assert Attention(MODEL, structure, "cudnn")._fusible() is fused
+    assert Attention(MODEL, bind(parse_recipe("W4"), 1, {}, "unquantized")[0], "cudnn")._fusible()
