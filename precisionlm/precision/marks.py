@@ -34,6 +34,7 @@ _TRANSPARENT = {
     "copy_p",
     "name",
     "optimization_barrier",
+    "layout_constraint",
     "sharding_constraint",
     "slice",
     "dynamic_slice",

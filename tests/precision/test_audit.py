@@ -91,3 +91,17 @@ def test_statistics_equal_numpys():
         assert statistics["zeros"] == pytest.approx(np.mean((rounded == 0) & (value != 0)), abs=1e-6)
         assert statistics["clipped"] == statistics["off_grid"] == 0
         assert statistics["largest"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("recipe", ["W8A8", "W8A8G8-tensor@head:W8A8", "W=e4m3fn/tensor,A=e4m3fn/tensor,G=e5m2/tensor"])
+def test_native_codes_are_followed_to_their_products_and_measured(tokens_folder, recipe):
+    tree = tiny_tree(tokens_folder)
+    tree["precision"] = {"recipe": recipe, "execution": "native"}
+    run = prepare_run(build(tree, "test"), ONE)
+    report = audit_run(run, initial_state(run.program, 0, run.grids))
+    simulated, audit = audited(tokens_folder, recipe, 32)
+    for native, other in zip(report["operands"], audit(simulated)["operands"], strict=True):
+        assert (native["site"], native["operand"]) == (other["site"], other["operand"]) and native["products"] > 0
+        # Native products share one scale over fused projections, simulated ones have one for each.
+        tolerance = 0.05 if native["operand"] == "a" else 3.0
+        assert native["relative_mse"] == pytest.approx(other["relative_mse"], rel=tolerance)
