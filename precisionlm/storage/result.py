@@ -1,5 +1,6 @@
 """What a finished run leaves: result.json, read and written here alone."""
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,11 +49,15 @@ def finished_under(root: Path) -> list[RunDirectory]:
 
 
 def finished_runs(root: Path, recipe: str | None = None) -> list[Path]:
-    """Run directories at or under a folder that finished training, of one recipe (its canonical spelling) if asked.
-    Raises UserError if there is none."""
+    """Run directories at or under a folder that finished training, of one recipe (its canonical spelling) if asked. One
+    whose result cannot be read is left out with a line on standard error. Raises UserError if there is none."""
     found = []
     for directory in finished_under(root):
-        result = Result.read(directory)
+        try:
+            result = Result.read(directory)
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
         if result and result.status == "done" and recipe in (None, result.row["recipe"]):
             found.append(directory.path)
     if not found:

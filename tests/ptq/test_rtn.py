@@ -115,3 +115,17 @@ def test_rows_tell_formats_apart(experiment, tmp_path):
     assert set(rows.loc["int4", "ptq_group"]) == {32.0, np.inf}
     trained = table[table["evaluation"] == "trained"].iloc[0]
     assert np.isnan(trained["ptq_bits"]) and trained["ptq_method"] == "none"
+
+
+def test_a_damaged_result_is_named_and_the_others_go_on(experiment, tmp_path, capsys):
+    outcome = train(with_recipe(experiment, "bf16"), tmp_path, devices=ONE)
+    damaged = tmp_path / "0123456789ab"
+    shutil.copytree(outcome.path, damaged)
+    (damaged / "result.json").write_text("")
+    assert finished_runs(tmp_path) == [outcome.path]
+    said = capsys.readouterr().err
+    assert "0123456789ab/result.json: no JSON" in said and said.count("\n") == 1
+    table, left_out = collect(tmp_path)
+    assert len(table) == 1 and len(left_out) == 1 and "result.json: no JSON" in left_out[0]
+    text = (outcome.path / "result.json").read_text() + (outcome.path / "audit.json").read_text()
+    assert "Infinity" not in text and "NaN" not in text
