@@ -123,7 +123,7 @@ def _program_key(e: Experiment, with_model: bool = True) -> str:
     structure, _ = bound(e, "tpu")
     t = e.training
     static: list[Any] = [structure, t.dtype, t.remat, t.on_nan, t.batch_size, t.accumulate, t.loss_chunks, t.unroll]
-    static += [e.data.sequence_length, e.optimizer.schedule, e.mesh]
+    static += [e.data.sequence_length, e.mesh]
     return repr([*static, e.model] if with_model else static)
 
 

@@ -24,7 +24,7 @@ def hyperparameters(experiment: Experiment) -> Hyper:
         "scale_learning_rate": o.scale_learning_rate,
         "steps": float(steps),
         "warmup": float(min(o.warmup(steps), steps)),
-        "decay_fraction": o.decay_fraction,
+        **shape_of(o.schedule, o.decay_fraction),
         "final_fraction": o.final_fraction,
         "beta1": o.beta1,
         "beta2": o.beta2,
@@ -33,6 +33,13 @@ def hyperparameters(experiment: Experiment) -> Hyper:
         "clip_norm": o.clip_norm,
         "z_loss": o.z_loss,
     }
+
+
+def shape_of(schedule: str, decay_fraction: float) -> Hyper:
+    """A schedule's shape as numbers, so that runs of different schedules share one compiled step: the share of all
+    steps in which it falls (all after the warm-up but for wsd), and whether it falls as a cosine."""
+    falling = decay_fraction if schedule == "wsd" else 1.0
+    return {"decay_fraction": falling, "cosine": float(schedule == "cosine")}
 
 
 def warmup_warning(experiment: Experiment) -> str | None:
@@ -48,25 +55,25 @@ def warmup_warning(experiment: Experiment) -> str | None:
     )
 
 
-def learning_rate(schedule: str, step: jax.Array, h: Hyper) -> jax.Array:
+def learning_rate(step: jax.Array, h: Hyper) -> jax.Array:
     """Learning rate of the update with 0-based index `step`: linear warm-up, from peak / warmup at the first update to
-    the peak at index warmup - 1, then
+    the peak at index warmup - 1, then as the schedule says, whose shape is numbers too:
 
     cosine: half a cosine from the peak to final_fraction * peak at `steps`; linear: a line there;
     wsd: the peak until (1 - decay_fraction) * steps, then a line (Hu et al. 2024, arXiv:2404.06395).
     """
     t = jnp.asarray(step, jnp.float32)
     warmup, steps = jnp.asarray(h["warmup"]), jnp.asarray(h["steps"])
-    start = jnp.maximum(warmup, steps * (1 - h["decay_fraction"])) if schedule == "wsd" else warmup
+    start = jnp.maximum(warmup, steps * (1 - h["decay_fraction"]))
     progress = jnp.clip((t - start) / jnp.maximum(steps - start, 1.0), 0.0, 1.0)
-    fall = (1 + jnp.cos(jnp.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
+    fall = jnp.where(h["cosine"] > 0, (1 + jnp.cos(jnp.pi * progress)) / 2, 1 - progress)
     decayed = h["final_fraction"] + (1 - h["final_fraction"]) * fall
     return h["learning_rate"] * jnp.where(t < warmup, (t + 1) / jnp.maximum(warmup, 1.0), decayed)
 
 
-def final_rate_fraction(schedule: str, updates: int, h: Hyper) -> float:
+def final_rate_fraction(updates: int, h: Hyper) -> float:
     """Learning rate of the last of so many updates (at least 1) / the largest one among them."""
-    rates = np.asarray(learning_rate(schedule, jnp.arange(updates), h))
+    rates = np.asarray(learning_rate(jnp.arange(updates), h))
     return float(rates[-1] / rates.max())
 
 

@@ -194,7 +194,7 @@ def result_row(
         **precision_columns(run.recipe, run.program.structure, sizes, e.model.layers),
         "schedule": e.optimizer.schedule,
         "learning_rate": hyper["learning_rate"],
-        "final_lr_fraction": final_rate_fraction(e.optimizer.schedule, steps, hyper),
+        "final_lr_fraction": final_rate_fraction(steps, hyper),
         "warmup_steps": int(hyper["warmup"]),
         "weight_decay": e.optimizer.weight_decay,
         "batch_tokens": e.batch_tokens,

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from precisionlm.config import Experiment, ModelConfig
+from precisionlm.model.placement import UNPLACED
 from precisionlm.model.transformer import Transformer, axis_sizes, projections
 from precisionlm.precision.binding import Grids, Structure, bind, blank_grids
 from precisionlm.precision.recipe import parse_recipe
@@ -30,7 +31,6 @@ class Program:
     structure: Structure
     dtype: str
     remat: str
-    schedule: str
     skip_nan: bool
     mesh: Mesh
     accumulate: int = 1
@@ -48,7 +48,7 @@ class Program:
         not where the program is to be deterministic: its backward pass adds in any order."""
         flash = self.on_gpu and self.dtype == "bfloat16" and not self.deterministic
         kernel = "cudnn" if flash else "xla"
-        placed = ActivationSharding(self.mesh)
+        placed = ActivationSharding(self.mesh) if self.mesh.size > 1 else UNPLACED
         return Transformer(self.model, self.structure, self.dtype, self.remat, kernel, placed, self.unroll)
 
 
@@ -64,7 +64,6 @@ def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Prog
         structure,
         t.dtype,
         t.remat,
-        experiment.optimizer.schedule,
         t.on_nan == "skip",
         mesh,
         t.accumulate,
@@ -185,8 +184,9 @@ def _loss_and_gradients(
         return loss, gradients
     # Every part takes rows from every device.
     tokens_PBT1 = jnp.swapaxes(tokens_BT1.reshape(-1, parts, tokens_BT1.shape[1]), 0, 1)
-    across = NamedSharding(program.mesh, P(None, *batch_sharding(program.mesh).spec))
-    tokens_PBT1 = jax.lax.with_sharding_constraint(tokens_PBT1, across)
+    if program.mesh.size > 1:
+        across = NamedSharding(program.mesh, P(None, *batch_sharding(program.mesh).spec))
+        tokens_PBT1 = jax.lax.with_sharding_constraint(tokens_PBT1, across)
 
     def add(total, part):
         index, tokens_BT1 = part
@@ -207,7 +207,7 @@ def update(program: Program, state: State, tokens_BT1: jax.Array, grids: Grids, 
     key = jax.random.fold_in(jax.random.key(seed), state["step"]) if stochastic else None
     loss, gradients = _loss_and_gradients(program, state["params"], tokens_BT1, grids, hyper, key)
     grad_norm = optax.tree.norm(gradients)
-    rate = learning_rate(program.schedule, state["step"], hyper)
+    rate = learning_rate(state["step"], hyper)
     direction, opt_state = adamw(hyper).update(gradients, state["opt_state"], state["params"])
     rates = learning_rates(state["params"], rate, hyper)
     params = jax.tree.map(lambda p, u, r: p - r * u, state["params"], direction, rates)

@@ -6,14 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from precisionlm.training.optimizer import adamw, final_rate_fraction, hyperparameters, learning_rate, warmup_warning
+from precisionlm.training.optimizer import adamw, final_rate_fraction, hyperparameters, learning_rate, shape_of, warmup_warning
 
-H = {"learning_rate": 3e-3, "steps": 200.0, "warmup": 20.0, "decay_fraction": 0.25, "final_fraction": 0.1}
+H = {"learning_rate": 3e-3, "steps": 200.0, "warmup": 20.0, "final_fraction": 0.1}
 STEPS = np.arange(0, 201)
 
 
 def ours(schedule, h=H):
-    return np.asarray(jax.jit(jax.vmap(lambda t: learning_rate(schedule, t, h)))(STEPS))
+    return np.asarray(jax.jit(jax.vmap(lambda t: learning_rate(t, h | shape_of(schedule, 0.25))))(STEPS))
 
 
 WARM_UP = 3e-3 * np.arange(1, 21) / 20  # the first update learns, the twentieth is at the peak
@@ -38,10 +38,10 @@ def test_wsd_is_flat_then_a_line():
     np.testing.assert_allclose(rates[150:], np.linspace(3e-3, 3e-4, 51), rtol=1e-5)
 
 
-def test_one_executable_for_every_length():
-    fn = jax.jit(lambda t, h: learning_rate("wsd", t, h))
-    for steps in (10.0, 1000.0):
-        fn(3, H | {"steps": steps})
+def test_one_executable_for_every_length_and_schedule():
+    fn = jax.jit(learning_rate)
+    for steps, schedule in ((10.0, "wsd"), (1000.0, "wsd"), (1000.0, "cosine"), (1000.0, "linear")):
+        fn(3, H | {"steps": steps} | shape_of(schedule, 0.25))
     assert fn._cache_size() == 1
 
 
@@ -70,10 +70,11 @@ def test_hyperparameters_resolve_warm_up_and_depth(experiment):
 
 
 def test_the_final_fraction_is_that_of_the_rates_used():
-    assert final_rate_fraction("linear", 200, H) == pytest.approx(0.1 + 0.9 / 180)  # the end itself is at index 200
-    assert final_rate_fraction("wsd", 150, H) == 1.0  # stopped before the decay
-    assert final_rate_fraction("cosine", 20, H | {"steps": 20.0}) == 1.0  # nothing but warm-up
-    assert final_rate_fraction("cosine", 5, H) == 1.0
+    linear, wsd, cosine = (H | shape_of(schedule, 0.25) for schedule in ("linear", "wsd", "cosine"))
+    assert final_rate_fraction(200, linear) == pytest.approx(0.1 + 0.9 / 180)  # the end itself is at index 200
+    assert final_rate_fraction(150, wsd) == 1.0  # stopped before the decay
+    assert final_rate_fraction(20, cosine | {"steps": 20.0}) == 1.0  # nothing but warm-up
+    assert final_rate_fraction(5, cosine) == 1.0
 
 
 @pytest.mark.parametrize(("warmup", "steps", "warned"), [(11, 12, False), (12, 12, True), (500, 12, True)])
