@@ -120,13 +120,22 @@ def epochs(dataset: Dataset, sequence_length: int, tokens: int, unique_tokens: i
 class TrainBatches(Iterator[Batch]):
     """An endless iterator over training batches with a position that can be saved; see `train_batches`."""
 
-    def __init__(self, batches: grain.MapDataset, identity: dict[str, Any]):
-        self._identity = identity
+    def __init__(self, order: grain.MapDataset, windows: np.ndarray, identity: dict[str, Any]):
+        self._order, self._windows, self._identity = order, windows, identity
         # Reading ahead in threads costs more than a batch: it is one gather from mapped memory.
-        self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+        self._iterator = iter(order.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        return self.batch_of(next(self._iterator))
+
+    def windows_of(self, batch: int) -> np.ndarray:
+        """The windows of a batch, by its number from 0 on and wherever the iterator is: int [rows], window i being
+        training tokens i·T … i·T + T."""
+        return self._order[batch]
+
+    def batch_of(self, windows: np.ndarray) -> Batch:
+        """The batch of these windows."""
+        return {"tokens": self._windows[windows].astype(np.int32)}
 
     def get_state(self) -> dict[str, Any]:
         """The position as plain JSON: global batches drawn and what they were drawn from. The same on all shards."""
@@ -165,14 +174,7 @@ def train_batches(
     used = dataset.tokens("train")[: count * sequence_length + 1]
     windows = np.lib.stride_tricks.sliding_window_view(used, sequence_length + 1)[::sequence_length]
     # Only indices are shuffled, repeated and batched; tokens are touched once, a whole batch at a time.
-    batches = (
-        grain.MapDataset.range(count)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .batch(batch_size)
-        .map(lambda indices: {"tokens": windows[indices[rows]].astype(np.int32)})
-    )
+    order = grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(batch_size).map(lambda of: of[rows])
     identity = {
         "dataset": dataset.meta.train.sha256[:12],
         "sequence_length": sequence_length,
@@ -180,7 +182,7 @@ def train_batches(
         "seed": seed,
         "sequences": count,
     }
-    return TrainBatches(batches, identity)
+    return TrainBatches(order, windows, identity)
 
 
 def validation_batches(

@@ -16,6 +16,7 @@ from precisionlm.precision.recipe import BLOCK_LINEAR, Quantization, parse_recip
 from precisionlm.precision.scaling import LEARNED
 from precisionlm.ptq.rtn import round_to_nearest
 from precisionlm.storage.checkpoint import folder_of, restore_params
+from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import evaluate
 from precisionlm.training.run import check_is_run, prepare_run, record_evaluation
@@ -65,36 +66,46 @@ def quantize_run(
     `interrupted` says so.
     """
     directory = RunDirectory.at(folder)
-    names = [f"ptq/{method}-{_slug(quantization)}" for quantization in quantizations]
-    missing = [
-        pair for pair in zip(names, quantizations, strict=True) if directory.read_json(f"{pair[0]}.json") is None
-    ]
+    missing = [q for q in quantizations if recorded(directory, method, q) is None]
     if missing:
         experiment = load(folder / "config.yaml")
-        fitted = {quantization: bound_to(experiment, quantization) for _, quantization in missing}
+        fitted = {quantization: bound_to(experiment, quantization) for quantization in missing}
         run = prepare_run(experiment)
         check_is_run(folder, run.experiment, run.dataset)
         _, params = restore_params(
             folder_of(directory, run.experiment.checkpoint), abstract_state(run.program)["params"]
         )
         batches = run.validation_batches()
-        program = replace(run.program, structure=_with_plain_weights(run.program.structure))
+        program = replace(run.program, structure=plain_weights(run.program.structure))
         needed = abstract_state(program)["params"]
-        for name, quantization in missing:
+        for quantization in missing:
             progress(f"{run.recipe} → {quantization}")
-            rounded = _part(METHODS[method](params, *fitted[quantization]), needed)
-            grids = {site: {o: run.grids[site][o] for o in program.structure.site(site)} for site in run.grids}
+            rounded = part_of(METHODS[method](params, *fitted[quantization]), needed)
+            grids = grids_within(run.grids, program.structure)
             found = evaluate(program, rounded, batches, grids, interrupted)
-            directory.write_json(
-                f"{name}.json",
-                record_evaluation(directory, "ptq", f"{name}.npz", found)
-                | {"ptq_method": method}
-                | format_columns("ptq", quantization),
-            )
-    return [directory.read_json(f"{name}.json") for name in names]
+            record(directory, method, quantization, found)
+    rows = [recorded(directory, method, quantization) for quantization in quantizations]
+    return [row for row in rows if row is not None]
 
 
-def _with_plain_weights(structure: Structure) -> Structure:
+def recorded(directory: RunDirectory, method: str, quantization: Quantization) -> dict[str, Any] | None:
+    """The columns of an evaluation after quantization, if it was made."""
+    return directory.read_json(f"{_name(method, quantization)}.json")
+
+
+def record(directory: RunDirectory, method: str, quantization: Quantization, found: Evaluation) -> None:
+    """Write an evaluation after quantization into the run directory. Raises UserError."""
+    name = _name(method, quantization)
+    row = record_evaluation(directory, "ptq", f"{name}.npz", found)
+    directory.write_json(f"{name}.json", row | {"ptq_method": method} | format_columns("ptq", quantization))
+
+
+def grids_within(grids: Grids, structure: Structure) -> Grids:
+    """The part of a run's grids that a structure asks for."""
+    return {site: {o: grids[site][o] for o in structure.site(site)} for site in grids}
+
+
+def plain_weights(structure: Structure) -> Structure:
     """The structure of a forward pass that takes the weights of the blocks' linear layers as they are."""
     kept = [
         (site, tuple((o, s) for o, s in operands if site not in BLOCK_LINEAR or o != "w"))
@@ -103,11 +114,13 @@ def _with_plain_weights(structure: Structure) -> Structure:
     return replace(structure, sites=tuple((site, operands) for site, operands in kept if operands))
 
 
-def _part(params: Any, wanted: Any) -> Any:
+def part_of(params: Any, wanted: Any) -> Any:
     """The part of a tree of parameters that another one has."""
-    return {name: _part(params[name], wanted[name]) for name in wanted} if isinstance(wanted, dict) else params
+    return {name: part_of(params[name], wanted[name]) for name in wanted} if isinstance(wanted, dict) else params
 
 
-def _slug(quantization: Quantization) -> str:
+def _name(method: str, quantization: Quantization) -> str:
+    """Of its files in the run directory, without their ending."""
     text = str(quantization)
-    return text if text.isalnum() else f"{quantization.format.name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    told_apart = f"{quantization.format.name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return f"ptq/{method}-{text if text.isalnum() else told_apart}"

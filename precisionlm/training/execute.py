@@ -1,11 +1,9 @@
 """One run from start to result: resume, audit, train, evaluate, record."""
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +12,8 @@ import jax
 from precisionlm.cluster.processes import check_rows, gather, is_first, on_all, on_first
 from precisionlm.config import Experiment, load, to_yaml
 from precisionlm.errors import DivergedError, PreemptedError, UserError
-from precisionlm.precision import audit, marks
 from precisionlm.storage.checkpoint import Checkpoints, folder_of, restore_params, restore_state
+from precisionlm.storage.claim import claim
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import (
     MetricsLog,
@@ -26,16 +24,12 @@ from precisionlm.storage.run_directory import (
     trim_metrics,
 )
 from precisionlm.training import provenance
-from precisionlm.training.evaluate import place
+from precisionlm.training.auditing import audited, step_text
 from precisionlm.training.loop import Beginning, Progress, Recorder, Training
-from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import Run, check_schema, check_weights_from, diverged_evaluation, prepare_run, result_row
 from precisionlm.training.step import (
-    Program,
-    State,
     abstract_state,
     initial_state,
-    train_step,
     without_learned_scales,
 )
 from precisionlm.training.tracking import ProfileWindow, TrackedLog, trackers
@@ -94,33 +88,25 @@ def _result_of(directory: RunDirectory) -> Result | None:
 
 @contextmanager
 def _sole_owner(directory: RunDirectory) -> Iterator[None]:
-    """One command a run: the lock goes with the process that holds it, however it ends."""
-
-    def lock() -> None:
-        path = directory.path / ".lock"
-        try:
-            fcntl.flock(held.enter_context(path.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"run {directory.path.name} is being trained by another process") from None
-        except OSError as error:
-            raise UserError(f"{path}: cannot be locked: {error.strerror}") from None
-
+    """One command a run, whichever its processes."""
     with ExitStack() as held:
-        on_first(lock)
+        on_first(lambda: held.enter_context(claim(directory)))
         yield
 
 
 def _owned(run: Run, directory: RunDirectory, progress: Progress, interrupted: Callable[[], bool]) -> Outcome:
-    def claim() -> None:
-        directory.clear_partial()
-        directory.write_text("config.yaml", to_yaml(run.experiment))
-
-    on_first(claim)
+    on_first(lambda: set_up(run, directory))
     with Checkpoints(folder_of(directory, run.experiment.checkpoint), run.experiment.checkpoint) as checkpoints:
         result = _train(run, directory, checkpoints, progress, interrupted)
     if result.status == "diverged":
         raise DivergedError(f"run {run.run_id} diverged: {result.reason} (recorded in {directory.path})")
     return Outcome(run.run_id, directory.path, "done", result)
+
+
+def set_up(run: Run, directory: RunDirectory) -> None:
+    """What the owner of a run directory does first."""
+    directory.clear_partial()
+    directory.write_text("config.yaml", to_yaml(run.experiment))
 
 
 def _train(
@@ -136,10 +122,7 @@ def _train(
 
     stop_before_compiling()
     checkpoints.prepare(beginning.state)
-    applied = on_first(lambda: directory.read_json("audit.json"))
-    if applied is None:
-        applied = audit_run(run, beginning.state)
-        on_first(lambda: directory.write_json("audit.json", applied))
+    applied = audited(run, directory, beginning.state)
     if run.experiment.tracking.log_hlo:
         text = step_text(run, beginning.state)
         on_first(lambda: directory.write_text("step.stablehlo.txt", text))
@@ -166,12 +149,7 @@ def _train(
     checkpoints.wait()  # a finished run has its last checkpoint
 
     def record() -> None:
-        metrics = list(read_metrics(directory.metrics))
-        branch, skipped = beginning.position.get("branch", {}), recorder.skipped_steps
-        segments = provenance.segments(directory)
-        row = result_row(run, applied, metrics, beginning.wall_seconds(), branch, skipped, segments)
-        result = Result(status=status, reason=reason, row=row, evaluations=evaluations, segments=segments)
-        result.write(directory)
+        conclude(run, directory, beginning, applied, recorder.watch.skipped_steps, status, reason, evaluations)
 
     on_first(record)
     result = _result_of(directory)
@@ -179,10 +157,27 @@ def _train(
     return result
 
 
-def beginning_of(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> Beginning:
+def conclude(
+    run: Run,
+    directory: RunDirectory,
+    beginning: Beginning,
+    applied: dict[str, Any],
+    skipped_steps: int,
+    status: Literal["done", "diverged"],
+    reason: str,
+    evaluations: list[dict[str, Any]],
+) -> None:
+    """Write the result of a run whose metrics and evaluations are on disk; applied: audit.json's content."""
+    metrics = list(read_metrics(directory.metrics))
+    branch, segments = beginning.position.get("branch", {}), provenance.segments(directory)
+    row = result_row(run, applied, metrics, beginning.wall_seconds(), branch, skipped_steps, segments)
+    Result(status=status, reason=reason, row=row, evaluations=evaluations, segments=segments).write(directory)
+
+
+def beginning_of(run: Run, directory: RunDirectory, checkpoints: Checkpoints | None) -> Beginning:
     """The run's own newest checkpoint, else the state of a trunk it shares, else the start."""
     abstract = abstract_state(run.program)
-    if (own := checkpoints.restore(abstract)) is not None:
+    if checkpoints is not None and (own := checkpoints.restore(abstract)) is not None:
         return Beginning(*own)
     branch = on_first(lambda: latest_shared(directory, run.trunk) if run.trunk else None)
     if branch is not None:
@@ -202,43 +197,3 @@ def _given_weights(run: Run) -> Any:
     on_all(lambda: check_weights_from(run))
     folder = folder_of(source, load(source.path / "config.yaml").checkpoint)
     return restore_params(folder, without_learned_scales(abstract_state(run.program)["params"]))[1]
-
-
-def audit_run(run: Run, state: State) -> dict[str, Any]:
-    """audit.json's content, from the training step's program and the first batch. Raises UserError where a recipe entry
-    reached no product."""
-    tokens = place(next(run.train_batches())["tokens"], run.program)
-    structure, layers = run.program.structure, run.experiment.model.layers
-    counts = marks.count_products(_traced_step(run, state, tokens).jaxpr)
-    audit.check_applied(run.recipe, structure, counts)
-    measured = {}
-    if structure.sites:
-        expected = audit.expected_grids(run.recipe, structure, layers)
-        measured = jax.device_get(_measuring(run.program)(_arguments(run, state, tokens), expected))
-    return audit.report(run.recipe, structure, counts, measured, layers)
-
-
-@cache
-def _measuring(program: Program) -> Any:
-    """Jitted (arguments of the training step, expected grids) → statistics of every quantized operand."""
-    wanted = frozenset(f"{site}.{operand}" for site, operand, _ in program.structure.entries())
-
-    def measure(arguments: Any, expected: Any) -> marks.Statistics:
-        jaxpr = train_step(program).trace(*arguments).jaxpr
-        return marks.statistics(jaxpr, expected, wanted, jax.tree.leaves(arguments))
-
-    return jax.jit(measure)
-
-
-def step_text(run: Run, state: State) -> str:
-    """The training step's program in StableHLO, as the compiler gets it."""
-    return str(_traced_step(run, state, place(next(run.train_batches())["tokens"], run.program)).lower().as_text())
-
-
-def _traced_step(run: Run, state: State, tokens: jax.Array) -> Any:
-    return train_step(run.program).trace(*_arguments(run, state, tokens))
-
-
-def _arguments(run: Run, state: State, tokens: jax.Array) -> tuple[Any, ...]:
-    """Of the training step."""
-    return state, tokens, run.grids, hyperparameters(run.experiment), run.experiment.training.seed

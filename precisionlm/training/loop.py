@@ -9,7 +9,7 @@ import jax
 
 from precisionlm.cluster.processes import SharedClock, on_first
 from precisionlm.config import TrainingConfig
-from precisionlm.errors import DivergedError, PreemptedError
+from precisionlm.errors import PreemptedError
 from precisionlm.precision.binding import Structure
 from precisionlm.storage.checkpoint import Checkpoints, folder_of
 from precisionlm.storage.run_directory import RunDirectory
@@ -19,9 +19,9 @@ from precisionlm.training.run import Run, record_evaluation
 from precisionlm.training.step import State, everywhere, train_step, without_learned_scales
 from precisionlm.training.tracking import ProfileWindow, TrackedLog
 from precisionlm.training.trunk import Trunk, is_kept, publish
+from precisionlm.training.watch import Watch
 
 Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss in nats/token)
-_SKIPS_UNTIL_DIVERGED = 100  # steps in a row without a finite gradient, under on_nan: skip
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ class Training:
         return {
             "data": self._batches.get_state(),
             "wall_seconds": self._beginning.wall_seconds(),
-            "skipped": self._recorder.skipped,
-            "skipped_steps": self._recorder.skipped_steps,
+            **self._recorder.watch.position(),
             "branch": self._beginning.position.get("branch", {}),
         }
 
@@ -184,8 +183,7 @@ class Recorder:
         beginning: Beginning,
     ):
         self.pending: Pending | None = None
-        self.skipped: int = beginning.position.get("skipped", 0)  # steps in a row
-        self.skipped_steps: int = beginning.position.get("skipped_steps", 0)  # in all
+        self.watch = Watch(config, beginning.position)
         self.log, self.window = log, window
         self._config, self._progress, self._beginning = config, progress, beginning
         self._settled: float | None = None  # when the step before ended
@@ -204,20 +202,9 @@ class Recorder:
         self.log.write({"step": step, **values, **times})
         self._settled = now
         self._progress(step, self._config.steps, values["loss"])
-        finite = values["finite"] == 1.0
-        if not finite and self._config.on_nan == "stop":
-            raise DivergedError(f"loss or gradient not finite at step {step}")
-        self.skipped = 0 if finite else self.skipped + 1
-        self.skipped_steps += not finite
-        if self.skipped >= _SKIPS_UNTIL_DIVERGED:
-            raise DivergedError(f"{self.skipped} steps in a row, up to step {step}, had no finite gradient")
-        if finite and values["loss"] > self._config.divergence_loss:
-            raise DivergedError(f"loss {values['loss']:.2f} nats/token at step {step} is above divergence_loss")
+        self.watch.see(step, values)
 
     def conclude(self) -> None:
-        """Settle the last step. Raises DivergedError, also where most steps were skipped: what is left is no model
-        trained on the tokens that the run counts."""
+        """Settle the last step. Raises DivergedError."""
         self.settle()
-        steps = self._config.steps
-        if 2 * self.skipped_steps > steps:
-            raise DivergedError(f"{self.skipped_steps} of {steps} steps had no finite gradient and were skipped")
+        self.watch.conclude()

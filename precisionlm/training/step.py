@@ -244,19 +244,21 @@ def train_step(program: Program) -> Any:
     )
 
 
+def sequence_losses(
+    program: Program, params: Any, tokens_BT1: jax.Array, mask_BT: jax.Array, grids: Grids
+) -> jax.Array:
+    """Summed cross entropy (nats) and targets (count) of each sequence where the mask is true, float32 [2, B]."""
+    nll_BT, _ = token_losses(program, params, tokens_BT1, grids, None)
+    return jnp.stack([jnp.where(mask_BT, nll_BT, 0.0).sum(axis=-1), mask_BT.sum(axis=-1).astype(jnp.float32)])
+
+
 @cache
 def eval_step(program: Program) -> Any:
-    """Jitted (params, tokens int32 [B, T + 1], mask [B, T], grids) → summed cross entropy and targets of each sequence,
-    float32 [2, B]."""
-
-    def sequence_losses(params, tokens_BT1, mask_BT, grids):
-        nll_BT, _ = token_losses(program, params, tokens_BT1, grids, None)
-        return jnp.stack([jnp.where(mask_BT, nll_BT, 0.0).sum(axis=-1), mask_BT.sum(axis=-1).astype(jnp.float32)])
-
+    """The jitted `sequence_losses`."""
     params = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(program)["params"])
     replicated = NamedSharding(program.mesh, P())
     return jax.jit(
-        sequence_losses,
+        partial(sequence_losses, program),
         in_shardings=(params, batch_sharding(program.mesh), batch_sharding(program.mesh), replicated),
         out_shardings=replicated,
     )

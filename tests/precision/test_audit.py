@@ -14,7 +14,7 @@ from precisionlm.precision import dot_general as products
 from precisionlm.precision import marks, quantize
 from precisionlm.precision.binding import bind
 from precisionlm.precision.recipe import parse_recipe
-from precisionlm.training.execute import audit_run
+from precisionlm.training.auditing import audit_run
 from precisionlm.training.run import prepare_run
 from precisionlm.training.step import initial_state
 

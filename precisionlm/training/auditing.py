@@ -1,0 +1,63 @@
+"""The audit of one run: `precision.audit` on the very program that trains it, with its first batch."""
+
+from functools import cache
+from typing import Any
+
+import jax
+
+from precisionlm.cluster.processes import on_first
+from precisionlm.precision import audit, marks
+from precisionlm.storage.run_directory import RunDirectory
+from precisionlm.training.evaluate import place
+from precisionlm.training.optimizer import hyperparameters
+from precisionlm.training.run import Run
+from precisionlm.training.step import Program, State, train_step
+
+
+def audited(run: Run, directory: RunDirectory, state: State) -> dict[str, Any]:
+    """audit.json's content, made and written where it is not there. Raises UserError as `audit_run` does."""
+    applied = on_first(lambda: directory.read_json("audit.json"))
+    if applied is None:
+        applied = audit_run(run, state)
+        on_first(lambda: directory.write_json("audit.json", applied))
+    return applied
+
+
+def audit_run(run: Run, state: State) -> dict[str, Any]:
+    """audit.json's content, from the training step's program and the first batch. Raises UserError where a recipe entry
+    reached no product."""
+    tokens = place(next(run.train_batches())["tokens"], run.program)
+    structure, layers = run.program.structure, run.experiment.model.layers
+    counts = marks.count_products(_traced_step(run, state, tokens).jaxpr)
+    audit.check_applied(run.recipe, structure, counts)
+    measured = {}
+    if structure.sites:
+        expected = audit.expected_grids(run.recipe, structure, layers)
+        measured = jax.device_get(_measuring(run.program)(_arguments(run, state, tokens), expected))
+    return audit.report(run.recipe, structure, counts, measured, layers)
+
+
+@cache
+def _measuring(program: Program) -> Any:
+    """Jitted (arguments of the training step, expected grids) → statistics of every quantized operand."""
+    wanted = frozenset(f"{site}.{operand}" for site, operand, _ in program.structure.entries())
+
+    def measure(arguments: Any, expected: Any) -> marks.Statistics:
+        jaxpr = train_step(program).trace(*arguments).jaxpr
+        return marks.statistics(jaxpr, expected, wanted, jax.tree.leaves(arguments))
+
+    return jax.jit(measure)
+
+
+def step_text(run: Run, state: State) -> str:
+    """The training step's program in StableHLO, as the compiler gets it."""
+    return str(_traced_step(run, state, place(next(run.train_batches())["tokens"], run.program)).lower().as_text())
+
+
+def _traced_step(run: Run, state: State, tokens: jax.Array) -> Any:
+    return train_step(run.program).trace(*_arguments(run, state, tokens))
+
+
+def _arguments(run: Run, state: State, tokens: jax.Array) -> tuple[Any, ...]:
+    """Of the training step."""
+    return state, tokens, run.grids, hyperparameters(run.experiment), run.experiment.training.seed
