@@ -7,7 +7,7 @@ from precisionlm.errors import UserError
 from precisionlm.identity import former_id, run_id
 from precisionlm.model.presets import load_experiment
 from precisionlm.ptq.evaluate import quantize_run, weight_quantization
-from precisionlm.sweep.scheduler import plan
+from precisionlm.sweep.rows import plan
 from precisionlm.training.execute import train
 from precisionlm.training.run import prepare_run
 

@@ -17,7 +17,8 @@ from precisionlm.progress import Reporter, clock, reporting
 from precisionlm.ptq.evaluate import quantize_run, weight_quantization
 from precisionlm.storage.result import finished_runs
 from precisionlm.sweep.collect import collect, write
-from precisionlm.sweep.scheduler import plan, run_sweep
+from precisionlm.sweep.rows import plan
+from precisionlm.sweep.scheduler import run_sweep
 from precisionlm.training.flops import training_flops_per_token
 
 VOCABULARY = 1024

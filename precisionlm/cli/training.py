@@ -35,10 +35,18 @@ def add_training(verbs: Any) -> None:
         "sweep",
         _sweep,
         "Train every experiment of a grid that is not finished yet. Overrides as for train.",
-        "precisionlm sweep configs/demo_sweep.yaml --out runs --dry-run",
+        "precisionlm sweep configs/formats.yaml --out runs --dry-run",
         overrides=True,
     )
     sweep.add_argument("config", type=Path, help="sweep YAML: an experiment and a grid")
+    sweep.add_argument(
+        "--pack", default="auto", metavar="auto|N", help="train N runs of one structure as one program (1: none)"
+    )
+    sweep.add_argument(
+        "--keep", choices=("weights", "none"), default="weights", help="what a packed run leaves beside its results"
+    )
+    sweep.add_argument("--ptq", metavar="W3,W4-g128,…", help="evaluate packed runs with their weights rounded to these")
+    sweep.add_argument("--retry-failed", action="store_true", help="try again what failed")
     for verb in (train, sweep):
         verb.add_argument("--out", required=True, type=Path, help="folder of run directories")
         verb.add_argument("--dry-run", action="store_true", help="check everything, print sizes and FLOPs, run nothing")
@@ -88,7 +96,7 @@ def _train(args: argparse.Namespace) -> int:
     with Interruption() as signalled:  # before the imports that take seconds
         from precisionlm.cluster.processes import is_first, on_all
         from precisionlm.model.presets import load_experiment
-        from precisionlm.sweep.scheduler import plan
+        from precisionlm.sweep.rows import plan
         from precisionlm.training.execute import train
 
         given = ["--training.weights_from", args.weights_only] if args.weights_only else []
@@ -116,8 +124,10 @@ def _sweep(args: argparse.Namespace) -> int:
     with Interruption() as signalled:
         from precisionlm.cluster.processes import is_first, on_all
         from precisionlm.sweep.grid import load_sweep
-        from precisionlm.sweep.scheduler import plan, run_sweep
+        from precisionlm.sweep.rows import plan
+        from precisionlm.sweep.scheduler import run_sweep
 
+        options = _sweep_options(args)
         experiments = load_sweep(args.config, args.rest)
         with _joined(args, signalled, experiments) as interrupted:
             _warn(experiments)
@@ -125,14 +135,39 @@ def _sweep(args: argparse.Namespace) -> int:
             if args.dry_run:
                 return _print_plan(rows, args) if is_first() else DONE
             with _reporting("sweep") as report:
-                outcome = run_sweep(rows, args.out, report, interrupted)
+                outcome = run_sweep(rows, args.out, report, interrupted, options, _say)
     if is_first():
-        text = (
-            f"{len(rows)} runs: {len(outcome.done)} trained now, {len(outcome.skipped)} finished before, "
-            f"{len(outcome.diverged)} diverged; {outcome.compilations} training steps compiled"
-        )
+        counts = {
+            "trained now": outcome.done,
+            "finished before": outcome.skipped,
+            "diverged": outcome.diverged,
+            "busy elsewhere": outcome.busy,
+            "failed": outcome.failed,
+        }
+        shown = [f"{len(ids)} {what}" for what, ids in counts.items() if ids or what == "trained now"]
+        text = f"{len(rows)} runs: {', '.join(shown)}; {outcome.compilations} training steps compiled"
         print(dumps(vars(outcome)) if args.json else text)
     return DONE
+
+
+def _sweep_options(args: argparse.Namespace) -> Any:
+    from precisionlm.packing.engine import Keep
+    from precisionlm.ptq.evaluate import weight_quantization
+    from precisionlm.sweep.scheduler import Options
+
+    if args.pack != "auto" and not (args.pack.isdigit() and int(args.pack)):
+        raise UserError(f"--pack {args.pack}: auto, or how many runs are trained together, such as 16 (1: none)")
+    pack = None if args.pack == "auto" else int(args.pack)
+    ptq = tuple(weight_quantization(word) for word in (args.ptq or "").split(",") if word)
+    return Options(pack, Keep(args.keep == "weights", ptq), args.retry_failed)
+
+
+def _say(line: str) -> None:
+    """A line on standard error, by process 0."""
+    from precisionlm.cluster.processes import is_first
+
+    if is_first():
+        print(line, file=sys.stderr, flush=True)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

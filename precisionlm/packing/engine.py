@@ -29,6 +29,8 @@ from precisionlm.storage.result import Result
 from precisionlm.training.run import Run
 
 Status = Literal["done", "diverged", "skipped", "busy"]
+_WRITERS = 4  # threads: a result is a few files, each with its own wait for the disk
+
 Report = Callable[[int, int, float], None]  # (steps made in all, runs under way, mean of their losses in nats/token)
 
 
@@ -56,8 +58,12 @@ def train_pack(
     Raises UserError as `train` does, and PreemptedError as soon as `interrupted` says so: then the state of all members
     is on disk, and the same runs continue where they were.
     """
-    with ThreadPoolExecutor(1, "results") as writer, ExitStack() as held:
-        pack = _Pack(prepared, runs, out, keep, interrupted, writer, held)
+    with (
+        ThreadPoolExecutor(_WRITERS, "results") as writers,
+        ThreadPoolExecutor(1, "audit") as auditor,
+        ExitStack() as held,
+    ):
+        pack = _Pack(prepared, runs, out, keep, interrupted, (writers, auditor), held)
         pack.train(report)
     saved.discard_finished(out)
     return pack.outcome
@@ -83,12 +89,12 @@ class _Pack:
         out: Path,
         keep: Keep,
         interrupted: Callable[[], bool],
-        writer: ThreadPoolExecutor,
+        threads: tuple[ThreadPoolExecutor, ThreadPoolExecutor],
         held: ExitStack,
     ):
         self.outcome: dict[str, Status] = {}
         self._prepared, self._shape, self._out, self._keep = prepared, prepared.shape, out, keep
-        self._interrupted, self._writer, self._held = interrupted, writer, held
+        self._interrupted, (self._writers, self._auditor) = interrupted, threads
         self._queue = Queue(runs, out)
         self._slots: list[Member | None] = [None] * self._shape.runs
         self._trained: list[tuple[Member, Any]] = []  # with their states, not evaluated yet
@@ -148,7 +154,7 @@ class _Pack:
                 self._queue.finished(run)
                 continue
             self._taken.append(run.run_id)
-            member.open(self._shape.runs)
+            member.open(self._shape.runs, self._prepared.products, self._auditor)
             state = member.leave_state()
             if member.step == member.steps:
                 self._trained.append((member, state))
@@ -263,16 +269,19 @@ class _Pack:
                 self._stop()
             del self._trained[: len(batch)]
             for (member, state), evaluated in zip(batch, found, strict=True):
-                self._writes.append(self._writer.submit(self._leave, member, state["params"], evaluated))
+                self._writes.append(self._writers.submit(self._leave, member, state["params"], evaluated))
 
     def _leave(self, member: Member, params: Any, evaluated: Evaluated) -> None:
-        """In the writer's thread."""
+        """In a writer's thread."""
         if self._keep.weights:
             member.keep_state({"params": self._alone(params)})
         self.outcome[member.run.run_id] = member.finish(evaluated.write(member.directory))
 
     def _check_writes(self) -> None:
-        """Raises UserError if a result or a checkpoint could not be written; waits for nothing."""
+        """Raises UserError if a result or a checkpoint could not be written or an audit failed; waits for nothing."""
+        for member in self._slots:
+            if member is not None:
+                member.check_audit()
         for write in [write for write in self._writes if write.done()]:
             write.result()
             self._writes.remove(write)

@@ -1,6 +1,8 @@
 """One run in a pack: what is recorded of it, and when something is due."""
 
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -36,7 +38,7 @@ class Member:
         self.diverged: str | None = None  # why
         self.trunk_due: int | None = None  # the step after which others may begin from its state, if that is to come
         self.last_loss = float("nan")
-        self._applied: dict[str, Any] = {}
+        self._audit: Future[dict[str, Any]] = Future()
         self._log: TrackedLog | None = None
 
     @property
@@ -48,10 +50,12 @@ class Member:
         """Steps until something is due, but at most so many."""
         return min(at_most, min(self.steps, self.trunk_due or self.steps) - self.step)
 
-    def open(self, together: int) -> None:
-        """Audit and start recording. together: runs of the pack. Raises UserError."""
+    def open(self, together: int, products: Future[Counter[str]], thread: Executor) -> None:
+        """Start recording, and the audit in a thread. together: runs of the pack; products: of the program that trains
+        them (`marks.count_products`). Raises UserError."""
         provenance.append(self.directory, provenance.segment(self.run.program.mesh, self.step, together))
-        self._applied = audited(self.run, self.directory, self._beginning.state)
+        run, directory, state = self.run, self.directory, self._beginning.state
+        self._audit = thread.submit(lambda: audited(run, directory, state, products.result()))
         trim_metrics(self.directory.metrics, self.step)
         trunk = self.run.trunk
         if self.run.experiment.checkpoint.trunk and trunk and trunk.steps >= max(1, self.step):
@@ -91,6 +95,11 @@ class Member:
             look()
         except DivergedError as error:
             self.diverged = str(error)
+
+    def check_audit(self) -> None:
+        """Raises UserError as soon as the audit has failed; waits for nothing."""
+        if self._audit.done():
+            self._audit.result()
 
     def flush(self) -> None:
         """Everything recorded is on disk."""
@@ -132,8 +141,8 @@ class Member:
         status: Literal["done", "diverged"] = "done" if self.diverged is None else "diverged"
         if status == "diverged":
             evaluations = [diverged_evaluation()]
-        reason, skipped = self.diverged or "", self.watch.skipped_steps
-        conclude(self.run, self.directory, self._beginning, self._applied, skipped, status, reason, evaluations)
+        reason, skipped, applied = self.diverged or "", self.watch.skipped_steps, self._audit.result()
+        conclude(self.run, self.directory, self._beginning, applied, skipped, status, reason, evaluations)
         self.let_go()
         return status
 

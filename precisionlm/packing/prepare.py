@@ -1,5 +1,6 @@
 """What a pack needs before its first step, made in threads while another pack trains: corpus, batches, executables."""
 
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -12,18 +13,21 @@ from jax.sharding import PartitionSpec as P
 from precisionlm.packing.corpus import Corpus
 from precisionlm.packing.evaluate import Evaluator
 from precisionlm.packing.program import RUN, PackShape, abstract_stack, advance, stacked
+from precisionlm.precision import marks
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import Run
 
 
 class Prepared:
-    """For packs of a shape on the data of a run. advance: the compiled step; compile_seconds: of all, when done."""
+    """For packs of a shape on the data of a run. advance: the compiled step; products: matrix products of one step of
+    it that take each quantized operand."""
 
     def __init__(self, shape: PackShape, run: Run):
         self.shape = shape
         self.corpus = Corpus(shape, run.dataset)
         self.batches_sharding = NamedSharding(shape.devices, P(None, RUN))
         self._threads = ThreadPoolExecutor(2, "compile")
+        self.products: Future[Counter[str]] = Future()
         self.advance: Future[Any] = self._threads.submit(self._compile_advance, run)
         self.evaluator = Evaluator(shape, run.validation_batches())
         self._threads.submit(partial(self.evaluator.compile, run.grids))
@@ -47,5 +51,13 @@ class Prepared:
         runs = self.shape.runs
         batches = self.place(self.corpus.batches([None] * runs))
         numbers, todo = self.numbers([run] * runs), self.counts([0] * runs)
-        lowered = advance(self.shape).lower(abstract_stack(self.shape), self.corpus.on_device, batches, *numbers, todo)
-        return lowered.compile()
+        try:
+            traced = advance(self.shape).trace(
+                abstract_stack(self.shape), self.corpus.on_device, batches, *numbers, todo
+            )
+            in_dispatch = marks.count_products(traced.jaxpr)
+            self.products.set_result(Counter({tag: n // self.shape.steps for tag, n in in_dispatch.items()}))
+        except Exception as error:
+            self.products.set_exception(error)
+            raise
+        return traced.lower().compile()

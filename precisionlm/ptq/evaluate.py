@@ -27,8 +27,11 @@ METHODS: dict[str, Callable[[Any, Structure, Grids], Any]] = {"rtn": round_to_ne
 
 
 def weight_quantization(text: str) -> Quantization:
-    """`4`, `int4`, `int4/g128`, `mxfp4`, … as a recipe writes a weight's format. Raises UserError, also for what only
-    training has: rotated operands, stochastic rounding, trained scales."""
+    """`4`, `int4`, `int4/g128`, `mxfp4`, … as a recipe writes a weight's format, or `W4`, `W4-g128` as it writes one
+    of weights alone. Raises UserError, also for what only training has: rotated operands, stochastic rounding, trained
+    scales."""
+    if short := re.fullmatch(r"W(\d+)(-g\d+)?", text):
+        return weight_quantization(f"int{short[1]}{(short[2] or '').replace('-', '/')}")
     if alien := re.search(r"[@:,=-]", text):
         raise UserError(f"'{text}': '{alien[0]}' is for recipes; give bits such as 4 or a format such as int4/g128")
     word = f"int{text}" if text.isdigit() else text

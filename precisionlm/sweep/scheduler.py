@@ -1,112 +1,261 @@
-"""Run what is left of a sweep, one experiment after the other in one process, so that executables are shared."""
+"""Train what is left of a sweep: runs of one program together where that pays, the others one after the other."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from precisionlm.config import Experiment
-from precisionlm.errors import DivergedError, PreemptedError
+from precisionlm.errors import DivergedError, PreemptedError, UserError
+from precisionlm.packing.engine import Keep, train_pack
+from precisionlm.packing.prepare import Prepared
+from precisionlm.packing.program import PackShape, run_mesh
+from precisionlm.packing.size import choose, with_remat
 from precisionlm.progress import Reporter
-from precisionlm.storage.result import Result
+from precisionlm.storage.claim import BusyError
+from precisionlm.storage.failure import forget_failure, record_failure
 from precisionlm.storage.run_directory import RunDirectory
+from precisionlm.sweep.rows import Row
 from precisionlm.training.execute import train
-from precisionlm.training.flops import training_flops_per_token
-from precisionlm.training.run import Run, check_schema, check_weights_from, non_embedding_of, prepare_run
-from precisionlm.training.step import Program, train_step
+from precisionlm.training.run import Run, prepare_run
+from precisionlm.training.step import train_step
+
+_STEPS = range(8, 17)  # of a dispatch: more gain nothing, and what waits for its end waits longer
 
 
 @dataclass(frozen=True)
-class Row:
-    """One experiment of a sweep before it is run. flops: of training, by formula; shared: of them, those that a shorter
-    run of the sweep does before (see `training.trunk`)."""
+class Options:
+    """pack: runs of a pack on each device, 1 for none, None for what pays; keep: what finished members of a pack leave;
+    retry_failed: whether runs that have failed are tried again."""
 
-    run: Run
-    status: str
-    non_embedding: int
-    flops: float
-    shared: float = 0.0
+    pack: int | None = None
+    keep: Keep = field(default_factory=Keep)
+    retry_failed: bool = False
 
 
 @dataclass(frozen=True)
+class Group:
+    """Rows trained after each other: on `shape` as a pack, or one by one without. why: in words."""
+
+    rows: list[Row]
+    runs: list[Run]
+    shape: PackShape | None
+    why: str
+
+    @property
+    def text(self) -> str:
+        """What it is, for a line of a plan."""
+        e = self.rows[0].run.experiment
+        how = "one by one" if self.shape is None else f"packs of {self.shape.runs}"
+        return f"N {self.rows[0].non_embedding:,}, {len(self.rows)} runs, batch {e.batch_tokens:,}: {how} ({self.why})"
+
+
+@dataclass
 class SweepOutcome:
-    """Runs by what became of them, and the training-step executables that the sweep compiled."""
+    """Run ids by what became of them, and the training-step executables that the sweep compiled."""
 
-    done: list[str]
-    skipped: list[str]
-    diverged: list[str]
-    compilations: int
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    diverged: list[str] = field(default_factory=list)
+    busy: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    compilations: int = 0
 
 
-def plan(experiments: Sequence[Experiment], out: Path) -> list[Row]:
-    """Every experiment checked against data and devices, with its status (new, begun, done, diverged). Nothing is run.
-
-    Raises UserError for the first experiment that cannot run, so that a sweep fails before it spends anything.
-    """
-    rows: dict[str, Row] = {}
-    for experiment in experiments:
-        run = prepare_run(experiment)
-        if run.run_id in rows:
+def groups_of(rows: Sequence[Row], options: Options) -> list[Group]:
+    """The rows that are left, by what they share: program, batch and data."""
+    families: dict[Any, list[tuple[Row, Run]]] = {}
+    programs: list[Any] = []  # in an order that all processes share
+    for row in rows:
+        if row.finished or (row.status == "failed" and not options.retry_failed):
             continue
-        check_schema(run, out)
-        directory = RunDirectory(out, run.run_id)
-        finished = Result.read(directory)
-        status = finished.status if finished else "begun" if directory.path.exists() else "new"
-        if status == "new":
-            check_weights_from(run)
-        n = non_embedding_of(run)
-        flops = experiment.tokens * training_flops_per_token(run.experiment.model, n, experiment.data.sequence_length)
-        rows[run.run_id] = Row(run, status, n, flops)
-    return [_with_shared(row, rows.values()) for row in rows.values()]
+        run = _on_one_device(row.run) if options.pack != 1 else None
+        key = (False, row.run.program) if run is None else (True, *_shared(run))
+        if key not in programs:
+            programs.append(key)
+        families.setdefault(key, []).append((row, run or row.run))
+    found = []
+    for key in programs:
+        family = families[key]
+        first, devices = family[0][1], jax.local_devices()
+        choice = choose(first, -(-len(family) // len(devices)), options.pack) if key[0] else None
+        if choice is None or choice.runs == 1:
+            family.sort(key=lambda pair: pair[0].run.experiment.training.steps)  # shorter ones leave trunks to longer
+            why = choice.why if choice else "asked for" if options.pack == 1 else "not to be packed"
+            found.append(Group([row for row, _ in family], [row.run for row, _ in family], None, why))
+            continue
+        runs = [with_remat(run, choice.remat) for _, run in family]
+        e = first.experiment
+        steps = dispatch_steps([run.experiment.training.steps for run in runs])
+        shape = PackShape(
+            runs[0].program,
+            run_mesh(devices),
+            choice.runs * len(devices),
+            steps,
+            e.training.batch_size,
+            e.data.sequence_length,
+        )
+        found.append(Group([row for row, _ in family], runs, shape, choice.why))
+    return found
 
 
-def _with_shared(row: Row, rows: Iterable[Row]) -> Row:
-    trunk = row.run.trunk
-    if trunk is None:
-        return row
-    kept = [
-        other.run.trunk.steps
-        for other in rows
-        if other.run.experiment.checkpoint.trunk
-        and other.run.trunk is not None
-        and other.run.trunk.identity == trunk.identity
-        and other.run.experiment.training.steps < row.run.experiment.training.steps
-        and other.run.trunk.steps <= trunk.steps
-    ]
-    return replace(row, shared=row.flops * max(kept, default=0) / row.run.experiment.training.steps)
+def _on_one_device(run: Run) -> Run | None:
+    """The run for one device of its own, if that is the same run and a pack can do all that it asks for."""
+    e = run.experiment
+    alone = jax.process_count() == 1 and e.mesh.replica in (1, -1) and e.mesh.fsdp in (1, -1) and e.mesh.tensor == 1
+    plain = e.training.eval_every is None and e.checkpoint.folder is None and e.precision.execution == "simulated"
+    track = e.tracking
+    silent = not (track.wandb_project or track.profile_from or track.log_hlo)
+    if not (alone and plain and silent):
+        return None
+    return prepare_run(e, jax.local_devices()[:1])
 
 
-def run_sweep(rows: Sequence[Row], out: Path, report: Reporter, interrupted: Callable[[], bool]) -> SweepOutcome:
-    """Train what is not finished. Runs that share a program come one after the other. A diverged run is a result.
+def _shared(run: Run) -> tuple[Any, ...]:
+    """Equal for runs that can be one pack."""
+    e, meta = run.experiment, run.dataset.meta
+    data = (meta.train.sha256, meta.validation.sha256, e.data.sequence_length, e.training.eval_tokens)
+    return (run.program, e.training.batch_size, *data)
+
+
+def dispatch_steps(lengths: Sequence[int]) -> int:
+    """Steps of a dispatch, so that at the ends of runs as few as can be are made for nothing."""
+    return min(_STEPS, key=lambda k: (sum(-steps % k for steps in lengths) / sum(lengths), -k))
+
+
+def run_sweep(
+    rows: Sequence[Row],
+    out: Path,
+    report: Reporter,
+    interrupted: Callable[[], bool],
+    options: Options = Options(),
+    say: Callable[[str], None] = lambda line: None,
+) -> SweepOutcome:
+    """Train what is not finished and what nobody else trains. A diverged run is a result; one that fails is recorded
+    with its reason, and the others go on.
 
     Raises PreemptedError as soon as `interrupted` says so, also between runs; the same call continues.
     """
-    total = sum(row.flops - row.shared for row in rows) or 1.0
-    done_flops = 0.0
-    outcome: dict[str, list[str]] = {"done": [], "skipped": [], "diverged": []}
-    programs = list(dict.fromkeys(row.run.program for row in rows))  # in an order that all processes share
-    before = sum(train_step(program)._cache_size() for program in programs)
-    for i, row in enumerate(sorted(rows, key=lambda row: _turn(row, programs))):
+    outcome = SweepOutcome(skipped=[row.run.run_id for row in rows if row.finished])
+    groups = groups_of(rows, options)
+    for row in rows:
+        if row.status == "failed":
+            if options.retry_failed:
+                forget_failure(RunDirectory(out, row.run.run_id))
+            else:
+                outcome.failed.append(row.run.run_id)
+    total = sum(row.flops - row.shared for group in groups for row in group.rows) or 1.0
+    begun = 0.0
+    with ThreadPoolExecutor(1, "prepare") as ahead:
+        for group, prepared in _prepared_ahead(groups, ahead):
+            share = sum(row.flops - row.shared for row in group.rows) / total
+            within = partial(_within, report, begun, share)
+            say(group.text)
+            if prepared is None:
+                _one_by_one(group, out, within, interrupted, outcome)
+            else:
+                _together(group, prepared, out, within, interrupted, options, outcome, say)
+            begun += share
+    return outcome
+
+
+def _within(report: Reporter, begun: float, share: float, part: float, text: str) -> None:
+    report(begun + share * part, text)
+
+
+def _prepared_ahead(
+    groups: Sequence[Group], ahead: ThreadPoolExecutor
+) -> Iterator[tuple[Group, "Callable[[], Prepared] | None"]]:
+    """Every group with what waits for its preparation; the one after it is prepared meanwhile."""
+
+    def begin(i: int) -> Any:
+        if i >= len(groups) or groups[i].shape is None:
+            return None
+        return ahead.submit(Prepared, groups[i].shape, groups[i].runs[0]).result
+
+    coming = begin(0)
+    for i, group in enumerate(groups):
+        now, coming = coming, begin(i + 1)
+        yield group, now
+
+
+def _together(
+    group: Group,
+    prepared: Callable[[], Prepared],
+    out: Path,
+    report: Reporter,
+    interrupted: Callable[[], bool],
+    options: Options,
+    outcome: SweepOutcome,
+    say: Callable[[str], None],
+) -> None:
+    total = sum(run.experiment.training.steps for run in group.runs)
+    shape = group.shape
+    assert shape is not None
+
+    def steps(made: int, runs: int, loss: float) -> None:
+        report(min(1.0, made / total), f"{group.rows[0].non_embedding:,} x {runs} runs  loss {loss:.3f}")
+
+    while True:
+        try:
+            report(0.0, f"{group.rows[0].non_embedding:,}: {len(group.runs)} runs, compiling")
+            outcome.compilations += 1
+            found = train_pack(prepared(), group.runs, out, options.keep, steps, interrupted)
+        except (UserError, PreemptedError):
+            raise
+        except Exception as error:
+            smaller = shape.runs // 2 // shape.devices.size * shape.devices.size
+            if "RESOURCE_EXHAUSTED" in str(error) and smaller:
+                say(f"packs of {shape.runs} do not fit the memory; packs of {smaller} now")
+                shape = replace(shape, runs=smaller)
+                prepared = partial(Prepared, shape, group.runs[0])
+                continue
+            for run in group.runs:
+                _fail(run, out, error, outcome)
+            return
+        for run_id, status in found.items():
+            getattr(outcome, status).append(run_id)
+        return
+
+
+def _one_by_one(
+    group: Group, out: Path, report: Reporter, interrupted: Callable[[], bool], outcome: SweepOutcome
+) -> None:
+    before = train_step(group.rows[0].run.program)._cache_size()
+    for i, row in enumerate(group.rows):
         if interrupted():
-            raise PreemptedError(f"{i} of {len(rows)} runs are finished; the same command continues with the others")
+            raise PreemptedError(f"{i} of {len(group.rows)} runs are finished; the same command continues with others")
         e = row.run.experiment
         text = f"N {row.non_embedding:,} D {e.tokens:,} {row.run.recipe}"
-
-        progress = partial(_report_run, report, done_flops / total, (row.flops - row.shared) / total, text)
-        report(done_flops / total, text)
-        try:
-            status = train(e, out, progress, interrupted).status
-        except DivergedError:
-            status = "diverged"
-        outcome[status].append(row.run.run_id)
-        done_flops += row.flops - row.shared
-    compiled = sum(train_step(program)._cache_size() for program in programs) - before
-    return SweepOutcome(outcome["done"], outcome["skipped"], outcome["diverged"], compiled)
+        report(i / len(group.rows), text)
+        progress = partial(_report_run, report, i / len(group.rows), 1 / len(group.rows), text)
+        _train_alone(row.run, e, out, progress, interrupted, outcome)
+    outcome.compilations += train_step(group.rows[0].run.program)._cache_size() - before
 
 
-def _turn(row: Row, programs: list[Program]) -> tuple[int, int]:
-    """Runs of one program together, shorter ones first: longer ones may begin where their decay began."""
-    return programs.index(row.run.program), row.run.experiment.training.steps
+def _train_alone(
+    run: Run, e: Experiment, out: Path, progress: Any, interrupted: Callable[[], bool], outcome: SweepOutcome
+) -> None:
+    try:
+        getattr(outcome, train(e, out, progress, interrupted).status).append(run.run_id)
+    except DivergedError:
+        outcome.diverged.append(run.run_id)
+    except BusyError:
+        outcome.busy.append(run.run_id)
+    except (UserError, PreemptedError):
+        raise
+    except Exception as error:
+        _fail(run, out, error, outcome)
+
+
+def _fail(run: Run, out: Path, error: Exception, outcome: SweepOutcome) -> None:
+    """Record why a run could not be trained. A library's error names itself; ours would have been a UserError."""
+    record_failure(RunDirectory(out, run.run_id), f"{type(error).__name__}: {error}")
+    outcome.failed.append(run.run_id)
 
 
 def _report_run(report: Reporter, begin: float, share: float, text: str, step: int, steps: int, loss: float) -> None:

@@ -1,5 +1,6 @@
 """The audit of one run: `precision.audit` on the very program that trains it, with its first batch."""
 
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -14,21 +15,22 @@ from precisionlm.training.run import Run
 from precisionlm.training.step import Program, State, train_step
 
 
-def audited(run: Run, directory: RunDirectory, state: State) -> dict[str, Any]:
+def audited(run: Run, directory: RunDirectory, state: State, products: Counter[str] | None = None) -> dict[str, Any]:
     """audit.json's content, made and written where it is not there. Raises UserError as `audit_run` does."""
     applied = on_first(lambda: directory.read_json("audit.json"))
     if applied is None:
-        applied = audit_run(run, state)
+        applied = audit_run(run, state, products)
         on_first(lambda: directory.write_json("audit.json", applied))
     return applied
 
 
-def audit_run(run: Run, state: State) -> dict[str, Any]:
-    """audit.json's content, from the training step's program and the first batch. Raises UserError where a recipe entry
-    reached no product."""
+def audit_run(run: Run, state: State, products: Counter[str] | None = None) -> dict[str, Any]:
+    """audit.json's content, from the training step's program and the first batch. products: those of a step of the
+    program that trains the run, where it is not the run's own (`marks.count_products`). Raises UserError where a recipe
+    entry reached no product."""
     tokens = place(next(run.train_batches())["tokens"], run.program)
     structure, layers = run.program.structure, run.experiment.model.layers
-    counts = marks.count_products(_traced_step(run, state, tokens).jaxpr)
+    counts = marks.count_products(_traced_step(run, state, tokens).jaxpr) if products is None else products
     audit.check_applied(run.recipe, structure, counts)
     measured = {}
     if structure.sites:
@@ -46,7 +48,8 @@ def _measuring(program: Program) -> Any:
         jaxpr = train_step(program).trace(*arguments).jaxpr
         return marks.statistics(jaxpr, expected, wanted, jax.tree.leaves(arguments))
 
-    return jax.jit(measure)
+    # It runs once, so finding the fastest kernels would take longer than they save.
+    return jax.jit(measure, compiler_options={"xla_gpu_autotune_level": 0} if program.on_gpu else None)
 
 
 def step_text(run: Run, state: State) -> str:

@@ -55,25 +55,27 @@ def warmup_warning(experiment: Experiment) -> str | None:
     )
 
 
-def learning_rate(step: jax.Array, h: Hyper) -> jax.Array:
+def learning_rate(step: Any, h: Hyper, xp: Any = jnp) -> Any:
     """Learning rate of the update with 0-based index `step`: linear warm-up, from peak / warmup at the first update to
     the peak at index warmup - 1, then as the schedule says, whose shape is numbers too:
 
     cosine: half a cosine from the peak to final_fraction * peak at `steps`; linear: a line there;
     wsd: the peak until (1 - decay_fraction) * steps, then a line (Hu et al. 2024, arXiv:2404.06395).
+
+    xp: whose array functions, jax.numpy or numpy.
     """
-    t = jnp.asarray(step, jnp.float32)
-    warmup, steps = jnp.asarray(h["warmup"]), jnp.asarray(h["steps"])
-    start = jnp.maximum(warmup, steps * (1 - h["decay_fraction"]))
-    progress = jnp.clip((t - start) / jnp.maximum(steps - start, 1.0), 0.0, 1.0)
-    fall = jnp.where(h["cosine"] > 0, (1 + jnp.cos(jnp.pi * progress)) / 2, 1 - progress)
+    t = xp.asarray(step, xp.float32)
+    warmup, steps = xp.asarray(h["warmup"]), xp.asarray(h["steps"])
+    start = xp.maximum(warmup, steps * (1 - h["decay_fraction"]))
+    progress = xp.clip((t - start) / xp.maximum(steps - start, 1.0), 0.0, 1.0)
+    fall = xp.where(h["cosine"] > 0, (1 + xp.cos(xp.pi * progress)) / 2, 1 - progress)
     decayed = h["final_fraction"] + (1 - h["final_fraction"]) * fall
-    return h["learning_rate"] * jnp.where(t < warmup, (t + 1) / jnp.maximum(warmup, 1.0), decayed)
+    return h["learning_rate"] * xp.where(t < warmup, (t + 1) / xp.maximum(warmup, 1.0), decayed)
 
 
 def final_rate_fraction(updates: int, h: Hyper) -> float:
     """Learning rate of the last of so many updates (at least 1) / the largest one among them."""
-    rates = np.asarray(learning_rate(jnp.arange(updates), h))
+    rates = learning_rate(np.arange(updates), h, np)
     return float(rates[-1] / rates.max())
 
 

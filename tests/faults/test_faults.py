@@ -15,7 +15,8 @@ from precisionlm.config import build
 from precisionlm.errors import PreemptedError, UserError
 from precisionlm.ptq.evaluate import quantize_run, weight_quantization
 from precisionlm.storage.run_directory import RunDirectory, read_metrics
-from precisionlm.sweep.scheduler import plan, run_sweep
+from precisionlm.sweep.rows import plan
+from precisionlm.sweep.scheduler import run_sweep
 from precisionlm.training import execute
 from precisionlm.training.execute import train
 

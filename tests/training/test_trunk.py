@@ -8,7 +8,8 @@ import pytest
 from precisionlm.config import build
 from precisionlm.errors import PreemptedError
 from precisionlm.storage.run_directory import read_metrics
-from precisionlm.sweep.scheduler import plan, run_sweep
+from precisionlm.sweep.rows import plan
+from precisionlm.sweep.scheduler import run_sweep
 from precisionlm.training.execute import train
 from precisionlm.training.run import prepare_run
 

@@ -1,0 +1,23 @@
+"""Why a run could not be trained: failed.json, until it is tried again."""
+
+from typing import Any
+
+from precisionlm.storage.run_directory import RunDirectory
+
+_NAME = "failed.json"
+
+
+def record_failure(directory: RunDirectory, reason: str) -> None:
+    """One line that says why. Raises UserError."""
+    directory.write_json(_NAME, {"reason": " ".join(reason.split())[:500]})
+
+
+def read_failure(directory: RunDirectory) -> str | None:
+    """The reason; None for a run that has not failed. Raises UserError where it cannot be read."""
+    found: dict[str, Any] | None = directory.read_json(_NAME)
+    return None if found is None else str(found.get("reason", ""))
+
+
+def forget_failure(directory: RunDirectory) -> None:
+    """The run is to be tried again."""
+    (directory.path / _NAME).unlink(missing_ok=True)
