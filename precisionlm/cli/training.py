@@ -174,11 +174,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     from precisionlm.cluster.preemption import Interruption
 
     with Interruption() as interrupted:
+        from precisionlm.cluster.executables import keep_executables
         from precisionlm.progress import reporting
         from precisionlm.storage.result import finished_runs
         from precisionlm.training.finished import check_overrides, evaluate_finished, request
 
         check_overrides(args.rest)
+        keep_executables()
         folders = dict.fromkeys(folder for root in args.runs for folder in finished_runs(root))
         asked = [request(folder, args.rest) for folder in folders]  # all of them, before anything is spent
         found = [{"run_dir": str(one.directory.path), "status": "done" if one.recorded else "new"} for one in asked]
@@ -201,6 +203,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _ptq(args: argparse.Namespace) -> int:
+    from precisionlm.cluster.executables import keep_executables
     from precisionlm.cluster.preemption import Interruption
     from precisionlm.config import load
     from precisionlm.precision.recipe import parse_recipe
@@ -224,6 +227,7 @@ def _ptq(args: argparse.Namespace) -> int:
         print(dumps(planned) if args.json else "\n".join([*lines, "nothing was quantized"]))
         return DONE
     found = []
+    keep_executables()
     with reporting("ptq") as report, Interruption() as interrupted:
         for i, folder in enumerate(folders):
             rows = quantize_run(folder, args.method, quantizations, partial(report, i / len(folders)), interrupted)
@@ -244,8 +248,10 @@ def _joined(
     them, as all of them see it."""
     from precisionlm.cluster import processes
     from precisionlm.cluster.cloud_notice import CloudNotice
+    from precisionlm.cluster.executables import keep_executables
 
     processes.start(args.coordinator, args.processes, args.process, args.distributed)
+    keep_executables()
     asked = [signalled]
     with ExitStack() as until_done:
         for cloud in sorted({e.checkpoint.notice for e in experiments if e.checkpoint.notice and not args.dry_run}):

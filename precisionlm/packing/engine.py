@@ -29,8 +29,6 @@ from precisionlm.storage.result import Result
 from precisionlm.training.run import Run
 
 Status = Literal["done", "diverged", "skipped", "busy"]
-_WRITERS = 4  # threads: a result is a few files, each with its own wait for the disk
-
 Report = Callable[[int, int, float], None]  # (steps made in all, runs under way, mean of their losses in nats/token)
 
 
@@ -59,11 +57,11 @@ def train_pack(
     is on disk, and the same runs continue where they were.
     """
     with (
-        ThreadPoolExecutor(_WRITERS, "results") as writers,
+        ThreadPoolExecutor(1, "results") as writer,  # one: orbax is not made for several at once
         ThreadPoolExecutor(1, "audit") as auditor,
         ExitStack() as held,
     ):
-        pack = _Pack(prepared, runs, out, keep, interrupted, (writers, auditor), held)
+        pack = _Pack(prepared, runs, out, keep, interrupted, (writer, auditor), held)
         pack.train(report)
     saved.discard_finished(out)
     return pack.outcome
@@ -94,7 +92,7 @@ class _Pack:
     ):
         self.outcome: dict[str, Status] = {}
         self._prepared, self._shape, self._out, self._keep = prepared, prepared.shape, out, keep
-        self._interrupted, (self._writers, self._auditor) = interrupted, threads
+        self._interrupted, (self._writer, self._auditor) = interrupted, threads
         self._queue = Queue(runs, out)
         self._slots: list[Member | None] = [None] * self._shape.runs
         self._trained: list[tuple[Member, Any]] = []  # with their states, not evaluated yet
@@ -136,8 +134,7 @@ class _Pack:
                 if due:
                     self._save()
                     saved_at = time.monotonic()
-            losses = [member.last_loss for member in self._slots if member is not None]
-            report(made, len(losses), float(np.mean(losses)) if losses else float("nan"))
+            report(made, sum(map(bool, self._slots)), self._mean_loss())
             self._check_writes()
         self._evaluate()
         for write in self._writes:
@@ -227,6 +224,10 @@ class _Pack:
                 own = {name: values[:, r] for name, values in metrics.items()}
                 member.record(dispatch.before[r], dispatch.todo[r], own, seconds)
 
+    def _mean_loss(self) -> float:
+        losses = [member.last_loss for member in self._slots if member is not None and member.last_loss is not None]
+        return float(np.mean(losses)) if losses else float("nan")
+
     def _needs_attention(self) -> bool:
         members = [member for member in self._slots if member is not None]
         return any(m.step in (m.steps, m.trunk_due) or m.diverged is not None for m in members)
@@ -247,6 +248,8 @@ class _Pack:
                 member.keep_trunk(self._alone(take(self._shape.alone())(self._state, r)))
             if member.step == member.steps:
                 self._trained.append((member, take(self._shape.alone())(self._state, r)))
+                if self._keep.weights:
+                    self._writes.append(self._writer.submit(self._keep_weights, *self._trained[-1]))
                 self._queue.finished(member.run)
                 self._slots[r] = None
         if len(self._trained) >= self._shape.runs:
@@ -268,13 +271,17 @@ class _Pack:
             except PreemptedError:
                 self._stop()
             del self._trained[: len(batch)]
-            for (member, state), evaluated in zip(batch, found, strict=True):
-                self._writes.append(self._writers.submit(self._leave, member, state["params"], evaluated))
+            for (member, _), evaluated in zip(batch, found, strict=True):
+                self._writes.append(self._writer.submit(self._leave, member, evaluated))
 
-    def _leave(self, member: Member, params: Any, evaluated: Evaluated) -> None:
-        """In a writer's thread."""
-        if self._keep.weights:
-            member.keep_state({"params": self._alone(params)})
+    def _keep_weights(self, member: Member, state: Any) -> None:
+        """In the writer's thread."""
+        member.keep_state({"params": self._alone(state["params"])})
+
+    def _leave(self, member: Member, evaluated: Evaluated) -> None:
+        """In the writer's thread."""
+        if not self._keep.weights:
+            member.forget_states()
         self.outcome[member.run.run_id] = member.finish(evaluated.write(member.directory))
 
     def _check_writes(self) -> None:
@@ -299,8 +306,8 @@ class _Pack:
 
     def _stop(self) -> None:
         self._save()
-        for member, state in self._trained:
-            member.keep_state(self._alone(state))
+        for trained in [] if self._keep.weights else self._trained:
+            self._keep_weights(*trained)
         for write in self._writes:
             write.result()
         left = sum(member is not None for member in self._slots) + len(self._trained)

@@ -13,7 +13,7 @@ import numpy as np
 from precisionlm.errors import DivergedError
 from precisionlm.packing.corpus import Order
 from precisionlm.packing.saved import Slot
-from precisionlm.storage.checkpoint import Checkpoints, folder_of
+from precisionlm.storage.checkpoint import Checkpoints, folder_of, newest_position, restore_params
 from precisionlm.storage.claim import claim
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import MetricsLog, RunDirectory, trim_metrics
@@ -22,6 +22,7 @@ from precisionlm.training.auditing import audited
 from precisionlm.training.execute import beginning_of, conclude, set_up
 from precisionlm.training.loop import Beginning
 from precisionlm.training.run import Run, diverged_evaluation
+from precisionlm.training.step import abstract_state
 from precisionlm.training.tracking import TrackedLog, trackers
 from precisionlm.training.trunk import is_kept, publish
 from precisionlm.training.watch import Watch
@@ -37,7 +38,7 @@ class Member:
         self.watch = Watch(run.experiment.training, beginning.position)
         self.diverged: str | None = None  # why
         self.trunk_due: int | None = None  # the step after which others may begin from its state, if that is to come
-        self.last_loss = float("nan")
+        self.last_loss: float | None = None
         self._audit: Future[dict[str, Any]] = Future()
         self._log: TrackedLog | None = None
 
@@ -129,6 +130,10 @@ class Member:
             kept.wait()
         return Path(str(folder))
 
+    def forget_states(self) -> None:
+        """Remove what `keep_state` left."""
+        folder_of(self.directory, self.run.experiment.checkpoint).rmtree(missing_ok=True)
+
     def keep_trunk(self, state: Any) -> None:
         """Save the state that longer runs begin from."""
         assert self.run.trunk is not None
@@ -169,7 +174,11 @@ def claimed(run: Run, out: Path, order: Order, saved: tuple[Slot, Any] | None) -
 def _beginning(run: Run, directory: RunDirectory, saved: tuple[Slot, Any] | None) -> Beginning:
     config = run.experiment.checkpoint
     folder, found = folder_of(directory, config), None
-    if folder.exists():
+    if folder.exists() and (last := newest_position(folder)) is not None:
+        step, position = last
+        if step == run.experiment.training.steps:  # trained, but not evaluated: of that the weights alone are kept
+            _, params = restore_params(folder, abstract_state(run.program)["params"])
+            return Beginning(step, {"params": params}, position)
         with Checkpoints(folder, config) as checkpoints:
             found = beginning_of(run, directory, checkpoints)
     if saved is not None and (found is None or found.step < saved[0].step):

@@ -26,7 +26,7 @@ class Prepared:
         self.shape = shape
         self.corpus = Corpus(shape, run.dataset)
         self.batches_sharding = NamedSharding(shape.devices, P(None, RUN))
-        self._threads = ThreadPoolExecutor(2, "compile")
+        self._threads = ThreadPoolExecutor(1, "compile")  # in the order in which they are needed
         self.products: Future[Counter[str]] = Future()
         self.advance: Future[Any] = self._threads.submit(self._compile_advance, run)
         self.evaluator = Evaluator(shape, run.validation_batches())

@@ -190,8 +190,7 @@ def restore_state(folder: epath.PathLike, abstract_state: Any) -> tuple[int, Any
 def restore_params(folder: epath.PathLike, abstract_params: Any) -> tuple[int, Any]:
     """(step, weights) of a run's newest checkpoint, those that `abstract_params` names, without optimizer state.
     Raises UserError if there is none or where shapes or dtypes differ."""
-    root = absolute(folder)
-    steps = sorted((int(p.name) for p in root.iterdir() if p.name.isdigit()), reverse=True) if root.exists() else []
+    root, steps = absolute(folder), _steps_in(folder)
     if not steps:
         raise UserError(f"{folder} holds no checkpoint")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -207,6 +206,23 @@ def restore_params(folder: epath.PathLike, abstract_params: Any) -> tuple[int, A
             ),
         )
     return steps[0], restored["params"]
+
+
+def newest_position(folder: epath.PathLike) -> tuple[int, dict[str, Any]] | None:
+    """(step, position) of a run's newest checkpoint, without its state; None if there is none that can be read."""
+    for step in _steps_in(folder):
+        try:
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+                return step, checkpointer.restore(absolute(folder) / str(step) / "position")
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _steps_in(folder: epath.PathLike) -> list[int]:
+    """Of the checkpoints there, the newest first."""
+    root = absolute(folder)
+    return sorted((int(p.name) for p in root.iterdir() if p.name.isdigit()), reverse=True) if root.exists() else []
 
 
 def _common(found: Any, wanted: Any) -> Any:

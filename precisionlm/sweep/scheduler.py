@@ -1,5 +1,6 @@
 """Train what is left of a sweep: runs of one program together where that pays, the others one after the other."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -198,11 +199,12 @@ def _together(
     assert shape is not None
 
     def steps(made: int, runs: int, loss: float) -> None:
-        report(min(1.0, made / total), f"{group.rows[0].non_embedding:,} x {runs} runs  loss {loss:.3f}")
+        shown = "" if math.isnan(loss) else f"  mean loss {loss:.3f}"
+        report(min(1.0, made / total), f"N {group.rows[0].non_embedding:,} x {runs} runs{shown}")
 
     while True:
         try:
-            report(0.0, f"{group.rows[0].non_embedding:,}: {len(group.runs)} runs, compiling")
+            report(0.0, f"N {group.rows[0].non_embedding:,}: {len(group.runs)} runs, compiling")
             outcome.compilations += 1
             found = train_pack(prepared(), group.runs, out, options.keep, steps, interrupted)
         except (UserError, PreemptedError):
