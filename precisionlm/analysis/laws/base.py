@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from precisionlm.analysis.table.derive import gaps
 
 Formula = Callable[[Mapping[str, Any], Mapping[str, Any], Any], Any]
+Fields = tuple[float, float] | None  # exponent and mantissa bits of a format; None where only its width is known
 
 INF = float("inf")
 
@@ -124,6 +125,11 @@ class Law:
     row, with the array functions of `xp`: jax.numpy inside fits, numpy for predictions, which then compile nothing.
     Beside every count X and every parameter X searched as its logarithm stands `log_X`. It returns +inf where the law
     is undefined; `undefined` says in words where that is.
+
+    Hooks for what only this law knows of its precision; `laws.precision` asks them and has the answers that hold for
+    most laws. `label(columns)`: the format at a point (symbol -> number) in words. `at_bits(params, bits, fields)`: the
+    columns at a width, or at the format of these exponent and mantissa bits. `kept_share(params, columns)`: N_eff/N.
+    `figures`: module whose `draw(law, params)` and `of_runs(frame, analysis)` draw what the law's paper shows.
     """
 
     name: str
@@ -135,6 +141,10 @@ class Law:
     target: Symbol = LOSS
     published: tuple[Published, ...] = field(default=(), compare=False)
     undefined: str = field(default="nowhere", compare=False)
+    label: Callable[[Mapping[str, Any]], str] | None = field(default=None, compare=False)
+    at_bits: Callable[[Mapping[str, Any], Any, Fields], dict[str, Any]] | None = field(default=None, compare=False)
+    kept_share: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = field(default=None, compare=False)
+    figures: str = field(default="", compare=False)
     stages: tuple[Stage, ...] = field(default=(), compare=False)
     restrictions: tuple[Restriction, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)

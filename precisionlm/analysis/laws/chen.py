@@ -6,6 +6,7 @@ G: elements that share a scale; G = 1 (no quantization) gives δ_p = 0. One set 
 W16A4, and those with an 8-bit input of the MLP's down-projection).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from precisionlm.analysis.laws.base import GAP, D, Law, N, Parameter, Published,
 from precisionlm.analysis.laws.chinchilla import base_loss, base_parameters
 
 SOURCE = "Chen et al. 2025, arXiv:2505.14302"
+FIGURES = "precisionlm.analysis.figures.chen"
 GROUP = Symbol("G", "w_group", "group", "elements that share a scale; 1 where nothing is quantized")
 BASE = {"A": 237.7042, "alpha": 0.3022, "B": 596.2490, "E": 1.9279}
 SETTINGS = {
@@ -61,6 +63,8 @@ CHEN = Law(
     symbols=(N, D, GROUP),
     formula=_loss,
     source=SOURCE + ", Eq 4",
+    kept_share=lambda p, c: effective_multiplier(p, c["N"], c["D"], c["G"]),
+    figures=FIGURES,
     published=_published(BASE),
 )
 CHEN_GAP = Law(
@@ -71,15 +75,16 @@ CHEN_GAP = Law(
     formula=_gap,
     source=SOURCE + ", Eq 5",
     target=GAP,
+    figures=FIGURES,
     published=_published({}),
 )
 
 LAWS = (CHEN, CHEN_GAP)
 
 
-def effective_multiplier(params: dict[str, float], n: Any, d: Any, group: Any) -> Any:
+def effective_multiplier(params: Mapping[str, Any], n: Any, d: Any, group: Any) -> Any:
     """eff with A (N eff)^-α = A N^-α + δ_p (their Eq 11-13): share of the parameters left after quantization."""
     n, d, group = (np.asarray(x, float) for x in (n, d, group))
-    gap = CHEN_GAP.predict({k: params[k] for k in CHEN_GAP.names}, {"N": n, "D": d, "G": group})
+    gap = _gap({**params, "log_k": np.log(params["k"])}, {"log_N": np.log(n), "log_D": np.log(d), "G": group}, np)
     base = params["A"] * n ** -params["alpha"]
     return (base / (base + gap)) ** (1 / params["alpha"])

@@ -5,6 +5,7 @@
 P is a text column: any name of a format or method. Each level but the reference has its own eff.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +38,16 @@ class PerFormat:
         return base_loss(p, log_n, c["log_D"], p["alpha"], p["beta"], xp)
 
 
+def kept_share(levels: tuple[str, ...]) -> Callable[[Mapping[str, Any], Mapping[str, Any]], Any]:
+    """eff of the formats of the columns; 1 for a reference."""
+
+    def share(p: Mapping[str, Any], c: Mapping[str, Any]) -> Any:
+        each = [np.asarray(p.get(f"eff_{level}", 1.0), float) for level in levels]
+        return np.select([np.asarray(c["P"]) == code for code in range(len(levels))], each)
+
+    return share
+
+
 def eff_table(levels: tuple[str, ...]) -> Law:
     """The law for these levels of the format column; those named 16, bf16, ... are the reference."""
     free = tuple(level for level in levels if level not in REFERENCES)
@@ -54,6 +65,7 @@ def eff_table(levels: tuple[str, ...]) -> Law:
         parameters=parameters,
         symbols=(N, D, replace(FORMAT, levels=levels)),
         formula=PerFormat(free, tuple(levels.index(x) for x in free)),
+        kept_share=kept_share(levels),
         source="Frantar et al. 2025, arXiv:2502.16440; Panferov et al. 2025 (QuEST), arXiv:2502.05003",
         published=printed,
         notes=() if len(free) < len(levels) else ("no reference format (bf16 or 16): A and the eff share one scale",),

@@ -5,13 +5,15 @@ One law then covers integers, floats and block formats. The functional form foll
 constants were not at hand, so none are listed.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from precisionlm.analysis.laws.base import D, Law, N, Parameter, Symbol
+from precisionlm.analysis.laws.base import D, Fields, Law, N, Parameter, Symbol
 from precisionlm.analysis.laws.chinchilla import base_loss, base_parameters
 from precisionlm.analysis.table.derive import weight_error
+from precisionlm.analysis.table.formats import gaussian_error
 
 LOG4 = float(np.log(4.0))
 ERROR = Symbol("gmse", "w_gmse", "positive", "relative mean squared error of the weight format on a Gaussian",
@@ -27,6 +29,27 @@ def _gaussian_mse(p: Any, c: Any, xp: Any) -> Any:
     return xp.where(positive, base_loss(p, log_n, c["log_D"], p["alpha"], p["alpha"], xp), xp.inf)
 
 
+@cache
+def _integer_errors() -> tuple[np.ndarray, np.ndarray]:
+    widths = np.arange(2.0, 17.0)
+    return widths, np.log([gaussian_error(width) for width in widths])
+
+
+def at_bits(p: Any, bits: Any, fields: Fields) -> dict[str, Any]:
+    """The error of a float of these exponent and mantissa bits, or of an integer of that width: between whole widths
+    its logarithm lies on a line."""
+    if fields is not None and fields[0] > 0:
+        return {"gmse": gaussian_error(bits, *fields)}
+    widths, errors = _integer_errors()
+    return {"gmse": np.exp(np.interp(bits, widths, errors))}
+
+
+def kept_share(p: Any, c: Any) -> Any:
+    """N_eff/N = l tanh(f (log_1/4 GMSE)^c); NaN where the error is as large as the signal."""
+    bits = -np.log(c["gmse"]) / LOG4
+    return p["l"] * np.tanh(p["f"] * np.where(bits > 0, bits, np.nan) ** p["c"])
+
+
 GAUSSIAN_MSE = Law(
     name="gaussian_mse",
     title="L = A N_eff^-α + B D^-α + E, N_eff = N l tanh(f (log_1/4 GMSE)^c)",
@@ -39,6 +62,8 @@ GAUSSIAN_MSE = Law(
     symbols=(N, D, ERROR),
     formula=_gaussian_mse,
     source="after arXiv:2506.01863 (form as described there; constants ours to fit)",
+    at_bits=at_bits,
+    kept_share=kept_share,
     undefined="+inf where the format's error is as large as the signal (GMSE ≥ 1)",
 )
 

@@ -32,6 +32,7 @@ from precisionlm.analysis.laws.chinchilla import base_loss, base_parameters
 
 SOURCE = "Kumar et al. 2024, arXiv:2411.04330"
 OPERANDS = ("w", "a", "kv")
+FIGURES = "precisionlm.analysis.figures.kumar"
 HIGH = 16.0  # bits from which a training counts as unquantized
 
 P = {
@@ -87,6 +88,15 @@ class Kumar:
             loss = loss + gap
         return xp.where(defined, loss, xp.inf) if self.operands else loss
 
+    def kept_share(self, p: Any, c: Any) -> Any:
+        """N_eff/N: the product of the factors at the widths of the columns, NaN where one is not positive."""
+        share: Any = 1.0
+        for x in self.operands:
+            f = saturation(c[f"P_{x}"], p[f"gamma_{x}"], p[f"n_{x}"] if self.offsets else 0.0, np)
+            f = np.where(f > 0, f, np.nan)
+            share = share * (f ** p[f"s_{x}"] if self.powers else f)
+        return share
+
     def parameters(self) -> tuple[Parameter, ...]:
         """Constants of this member of the family."""
         found: list[Parameter] = list(base_parameters(tied=True))
@@ -115,6 +125,13 @@ def ptq_parameters() -> list[Parameter]:
         Parameter("gamma_post", (0.3, 2.0), (0.02, 50.0), True, meaning="bits over which post-training damage fades"),
         Parameter("b", held=0.0, bounds=(-20.0, 20.0), meaning="offset of the exponent; only C_T exp(b) can be told"),
     ]
+
+
+def label(columns: Mapping[str, Any]) -> str:
+    """Widths in training and after it, as W4A8KV16 PTQ4."""
+    trained = "".join(f"{x.upper()}{min(columns[f'P_{x}'], HIGH):g}" for x in OPERANDS if f"P_{x}" in columns)
+    post = columns.get("P_post", INF)
+    return " ".join(filter(None, (trained, f"PTQ{post:g}" if np.isfinite(post) else "")))
 
 
 def _low_precision_ptq(c: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -150,6 +167,9 @@ def law(name: str, formula: Kumar, title: str, notes: tuple[str, ...] = ()) -> L
         source=SOURCE,
         published=printed,
         undefined="+inf where a factor 1 - exp(-P/γ + n) is not positive: with Table 2, 3-bit per-tensor activations",
+        label=label,
+        kept_share=formula.kept_share if formula.operands else None,
+        figures=FIGURES,
         stages=(
             Stage(base, "rows trained at 16 bits and not quantized", _unquantized),
             Stage(
@@ -173,6 +193,8 @@ KUMAR_PTQ = Law(
     formula=_kumar_ptq,
     source=SOURCE + ", Eq 2",
     target=GAP,
+    label=label,
+    figures=FIGURES,
     published=(
         Published(
             tuple((k, TABLE_2[k]) for k in ("C_T", "gamma_D", "gamma_N", "gamma_post", "b")), SOURCE + ", Table 2"

@@ -34,6 +34,12 @@ def _rows(forward: bool, backward: bool) -> Any:
     return where
 
 
+def label(columns: Mapping[str, Any]) -> str:
+    """Which passes are quantized."""
+    passes = [name for name in ("forward", "backward") if columns[name] > 0]
+    return f"{' and '.join(passes)} quantized" if passes else "not quantized"
+
+
 QUARTET = Law(
     name="quartet",
     title="L = (A/(N eff_N)^α + B/(D eff_D)^β)^γ + E",
@@ -49,6 +55,8 @@ QUARTET = Law(
     ),
     symbols=(N, D, FORWARD, BACKWARD),
     formula=_quartet,
+    label=label,
+    kept_share=lambda p, c: np.where(np.asarray(c["forward"]) > 0, p["eff_N"], 1.0),
     source="Castro et al. 2025 (Quartet), arXiv:2505.14669",
     published=(
         published("Castro et al. 2025 (Quartet), arXiv:2505.14669, fit of the published runs (MXFP4)", A=152374.8,

@@ -6,9 +6,12 @@ E, M: exponent and mantissa bits; B: elements that share a scale (no scale: log2
 log2 B = 13.1567). Fitted in K = 1/γ, in which the law is linear.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from precisionlm.analysis.laws.base import D, Law, N, Parameter, Published, Symbol, coefficient, exponent
+import numpy as np
+
+from precisionlm.analysis.laws.base import D, Fields, Law, N, Parameter, Published, Symbol, coefficient, exponent
 
 SOURCE = "Sun et al. 2025, arXiv:2501.02423"
 
@@ -30,6 +33,33 @@ def _sun(p: Any, c: Any, xp: Any) -> Any:
             + c["log2B"] * xp.exp(data - size + coarseness))  # fmt: skip
 
 
+def best_split(p: Any, bits: Any, fields: Fields) -> dict[str, Any]:
+    """The exponent and mantissa bits of a format, or the best real-valued ones of a width: E + ½ = P δ/(δ + ν).
+
+    Neither is less than the half bit that survives without any; a power that is not positive gets no more."""
+    if fields is not None:
+        return {"E": fields[0], "M": fields[1]}
+    of_exponent, of_mantissa = np.maximum(p["delta"], 1e-9), np.maximum(p["nu"], 1e-9)
+    width = np.maximum(np.asarray(bits, float), 1.0)
+    exponent = np.clip(of_exponent / (of_exponent + of_mantissa) * width, 0.5, width - 0.5) - 0.5
+    return {"E": exponent, "M": width - 1.0 - exponent}
+
+
+def label(columns: Mapping[str, Any]) -> str:
+    """E4M3, 128 elements per scale."""
+    shared = 2.0 ** columns["log2B"]
+    return f"E{columns['E']:.3g}M{columns['M']:.3g}" + (f", {shared:.4g} elements per scale" if shared > 1 else "")
+
+
+def kept_share(p: Any, c: Any) -> Any:
+    """The share of the parameters that would lose as much without quantization, from n/(N eff)^α = n/N^α + δ."""
+    size, plain = p["n"] * c["N"] ** -p["alpha"], {**c, "log2B": np.zeros_like(np.asarray(c["log2B"], float))}
+    constants = {**p, **{f"log_{k}": np.log(p[k]) for k in ("n", "d", "K")}}
+    logs = {"log_N": np.log(c["N"]), "log_D": np.log(c["D"])}
+    gap = _sun(constants, {**c, **logs}, np) - _sun(constants, {**plain, **logs}, np)
+    return (size / (size + gap)) ** (1 / p["alpha"])
+
+
 SUN = Law(
     name="sun",
     title="L = n/N^α + d/D^β + ε + (D^β/N^α) log2(B) K / ((E+½)^δ (M+½)^ν), K = 1/γ",
@@ -47,6 +77,10 @@ SUN = Law(
     formula=_sun,
     source=SOURCE + ", Eq 1",
     published=(Published(tuple(TABLE_2.items()), SOURCE + ", Table 2", "B = 1/scale elements; γ = 11334.5197"),),
+    label=label,
+    at_bits=best_split,
+    kept_share=kept_share,
+    figures="precisionlm.analysis.figures.sun",
     undefined="nowhere; but beyond its critical D the loss rises with more tokens",
 )
 

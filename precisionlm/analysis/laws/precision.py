@@ -1,0 +1,201 @@
+"""A law's precision in the words of its users: formats and widths in, columns out, and back into words.
+
+The position of a level in a category, by which a fit knows it, never leaves this file.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from precisionlm.analysis.laws.base import INF, Fields, Law, Symbol
+from precisionlm.errors import UserError, nearest
+from precisionlm.precision.formats import BF16, Format
+from precisionlm.precision.recipe import parse_value
+
+UNQUANTIZED = 1e3  # bits of an operand that loses nothing
+BLOCK = 128.0  # elements per scale where a law reads them and nobody says how many
+ALIASES = {"fp4": "e2m1", "fp6": "e3m2", "fp8": "e4m3", "fp16": "e5m10", "float32": "bf16", "fp32": "bf16"}
+
+
+def format_named(name: str) -> tuple[Format, int]:
+    """A format such as e4m3, int4, fp4, mxfp4, bf16, and the elements that its name says share a scale (0: none).
+
+    Raises UserError naming the nearest."""
+    word = ALIASES.get(name.lower(), name.lower())
+    found = parse_value(f"int{word}" if word.isdigit() else word)
+    return (BF16, 0) if found is None else (found.format, found.scaling.group)
+
+
+def category(law: Law) -> Symbol | None:
+    """The symbol that is a format's name, for laws with constants of each format."""
+    return next((s for s in law.symbols if s.kind == "category"), None)
+
+
+def reads_width(law: Law) -> bool:
+    """True if the law is defined at any width, not only at the formats it was fitted on."""
+    return law.at_bits is not None or any(s.kind == "bits" for s in law.symbols)
+
+
+def value_of(law: Law, name: str, text: str) -> float:
+    """What `--at NAME=TEXT` means for the law: a number, or the level of that name. Raises UserError."""
+    symbol = next((s for s in law.symbols if s.name == name), None)
+    if symbol is None:
+        raise UserError(f"--at {name}={text}: law {law.name} has the symbols {', '.join(s.name for s in law.symbols)}")
+    if symbol.kind == "category":
+        return _code(law, symbol, text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not value >= 0:
+        raise UserError(f"--at {name}={text}: expected a number, {symbol.meaning}")
+    return value
+
+
+def _code(law: Law, symbol: Symbol, text: str) -> float:
+    if text in symbol.levels:
+        return float(symbol.levels.index(text))
+    same = [level for level in symbol.levels if level.lower() == text.lower()] or _number_of(text, symbol.levels)
+    if len(same) == 1:
+        return float(symbol.levels.index(same[0]))
+    raise UserError(f"law {law.name} knows no format '{text}'; {nearest(text, list(symbol.levels))}")
+
+
+def _number_of(text: str, levels: tuple[str, ...]) -> list[str]:
+    """The level that is the width of an integer format or of bf16, as a number alone."""
+    try:
+        found = format_named(text)[0]
+    except UserError:
+        return []
+    return [level for level in levels if level == f"{found.bits:g}" and found.kind != "float"]
+
+
+def columns_at(
+    law: Law, params: Mapping[str, Any], bits: Any = None, name: str | None = None, at: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Every column of the law but N and D at a width or at a format's name.
+
+    bits: number or array. at: values of single symbols, which win. Raises UserError where a symbol is left without a
+    value or where the law has no such format.
+    """
+    at, columns = dict(at or {}), dict[str, Any]()
+    kind = category(law)
+    if name is not None and kind is not None:
+        columns[kind.name] = _code(law, kind, name)
+    elif kind is not None and kind.name not in at and bits is not None:
+        columns[kind.name] = _of_width(law, kind, float(bits))
+    elif name is not None:
+        number_format, group = format_named(name)
+        columns |= _at_width(law, params, number_format.bits, (number_format.exponent, number_format.mantissa))
+        columns |= {s.name: _grouped(s, group) for s in law.symbols if group and s.kind in ("block", "group")}
+    elif bits is not None:
+        columns |= _at_width(law, params, bits, None)
+    columns |= at
+    for symbol in law.symbols:
+        if symbol.name in ("N", "D") or symbol.name in columns:
+            continue
+        if symbol.default is None:
+            example = symbol.levels[0] if symbol.levels else "128"
+            raise UserError(
+                f"law {law.name}: give a value of {symbol.name} ({symbol.meaning}), as in --at {symbol.name}={example}"
+            )
+        columns[symbol.name] = symbol.default
+    return columns
+
+
+def _at_width(law: Law, params: Mapping[str, Any], bits: Any, fields: Fields) -> dict[str, Any]:
+    if law.at_bits is not None:
+        return law.at_bits(params, bits, fields)
+    return {s.name: bits for s in law.symbols if s.kind == "bits"}
+
+
+def _of_width(law: Law, kind: Symbol, bits: float) -> float:
+    """The level of that width: the one named by the number alone, or the only one as wide."""
+    if f"{bits:g}" in kind.levels:
+        return float(kind.levels.index(f"{bits:g}"))
+    fitting = [level for level in kind.levels if width_named(level) == bits]
+    if len(fitting) == 1:
+        return float(kind.levels.index(fitting[0]))
+    known = f"of {bits:g} bits are {', '.join(fitting)}" if fitting else f"are {', '.join(kind.levels)}"
+    raise UserError(f"--bits {bits:g}: law {law.name} has constants for each format; its formats {known}: --format NAME")
+
+
+def _grouped(symbol: Symbol, group: float) -> float:
+    return float(np.log2(group)) if symbol.kind == "block" else float(group)
+
+
+def with_block(law: Law, elements: float) -> dict[str, float]:
+    """The columns that say how many elements share a scale."""
+    return {s.name: _grouped(s, elements) for s in law.symbols if s.kind in ("block", "group")}
+
+
+def unquantized(law: Law) -> dict[str, float]:
+    """The columns at which operands and weights after training keep all bits, for symbols that are widths."""
+    full = {"bits": UNQUANTIZED, "ptq_bits": INF}
+    return {s.name: full[s.kind] for s in law.symbols if s.kind in full}
+
+
+def width_named(text: str) -> float:
+    """Bits of a value of a format by its name, with text of any kind after it (4NOH); NaN for a name without any."""
+    if found := re.match(r"\d+(\.\d+)?(?![\d:])", text):
+        return float(found[0])
+    if found := re.fullmatch(r"(?:(?:W|A|KV)\d+(?:\.\d+)?)+", text):
+        return float(np.mean([float(b) for b in re.findall(r"\d+(?:\.\d+)?", text)]))
+    try:
+        return float(format_named(text)[0].bits)
+    except UserError:
+        return float("nan")
+
+
+def width_of(law: Law, columns: Mapping[str, Any]) -> Any:
+    """Mean bits of the operands in training, as an array or number; NaN for a format without a known width, 16 for a
+    law that reads no precision of training."""
+    kind = category(law)
+    if kind is not None and kind.name in columns:
+        widths = np.array([width_named(level) for level in kind.levels])
+        return widths[np.asarray(columns[kind.name], int)]
+    fields = {s.column: columns[s.name] for s in law.symbols if s.kind == "field" and s.name in columns}
+    if {"w_exponent", "w_mantissa"} <= set(fields):
+        return fields["w_exponent"] + fields["w_mantissa"] + 1.0
+    widths = [columns[s.name] for s in law.symbols if s.kind == "bits" and s.name in columns]
+    size = np.shape(next(iter(columns.values()))) if columns else ()
+    return np.mean(widths, axis=0) if widths else np.full(size, 16.0)
+
+
+def label_of(law: Law, columns: Mapping[str, Any]) -> str:
+    """The precision at a point in words: its format, or its widths, and who shares a scale. Empty for a law without."""
+    if law.label is not None:
+        return law.label(columns)
+    return ", ".join(
+        _word(s, columns[s.name]) if s.kind == "category" else f"{s.name} = {columns[s.name]:g}"
+        for s in law.symbols
+        if s.name not in ("N", "D") and s.name in columns and not (s.kind == "ptq_bits" and np.isinf(columns[s.name]))
+    )
+
+
+def _word(symbol: Symbol, value: Any) -> str:
+    return symbol.levels[int(value)] if symbol.kind == "category" else f"{float(value):g}"
+
+
+def in_words(law: Law, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a point with names in place of a category's positions, and no infinite width."""
+    kinds = {s.name: s for s in law.symbols}
+    return {
+        name: _word(kinds[name], value) if name in kinds and kinds[name].kind == "category" else value
+        for name, value in columns.items()
+        if not (name in kinds and kinds[name].kind == "ptq_bits" and np.isinf(value))
+    }
+
+
+def too_coarse(law: Law, params: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
+    """Which width makes a law undefined at a point, in words: the operands that do so alone, else all together."""
+    full = unquantized(law) | {"N": columns["N"], "D": columns["D"]}
+    alone = [
+        f"{s.name} = {columns[s.name]:g}"
+        for s in law.symbols
+        if s.kind == "bits" and not np.isfinite(law.predict(params, {**columns, **full, s.name: columns[s.name]})).all()
+    ]
+    where = " and ".join(alone) + " alone" if alone else label_of(law, columns)
+    return f"law {law.name} is undefined at {where}: {law.undefined}"
