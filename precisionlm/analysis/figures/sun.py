@@ -3,13 +3,21 @@
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
-from precisionlm.analysis.decisions.optimum import best_exponent_share, compute_optimal, critical_data
+from precisionlm.analysis.decisions.optimum import compute_optimal, critical_data
+from precisionlm.analysis.figures import forms, stepwise
 from precisionlm.analysis.figures.draw import COLOURS, canvas, legend, log_axis
+from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.laws.base import Law
+from precisionlm.analysis.laws.sun import best_split
 from precisionlm.analysis.table.read import CHANNEL_LOG2_BLOCK as CHANNEL
 
+PAIRS = {
+    "fig01_kumar_and_sun_forms": (("kumar_neff_w", "sun"), "w_bits < 17"),
+    "fig08_chinchilla_and_kaplan_forms": (("chinchilla", "kaplan"), "w_bits >= 16"),
+}
 BLOCK = 7.0  # log2 of 128 elements per scale
 SIZES = (40894464, 84934656, 154140672, 679477248)
 
@@ -24,6 +32,12 @@ def draw(law: Law, params: Mapping[str, float]) -> dict[str, Figure]:
         "fig13_channel_and_block": channel(law, params),
         "fig09_exponent_mantissa": exponent_mantissa(law, params),
     }
+
+
+def of_runs(frame: pd.DataFrame, analysis: Analysis) -> dict[str, Figure]:
+    """Figures 1, 8 and 10 to 12, from runs, by name: those that the table allows."""
+    pairs = {name: forms.side_by_side(frame, laws, where) for name, (laws, where) in PAIRS.items()}
+    return {name: figure for name, figure in pairs.items() if figure is not None} | stepwise.draw(frame)
 
 
 def block_size(law: Law, params: Mapping[str, float]) -> Figure:
@@ -43,8 +57,8 @@ def block_size(law: Law, params: Mapping[str, float]) -> Figure:
 
 def layouts(law: Law, params: Mapping[str, float]) -> Figure:
     """Figure 5: the best integer layout of every width, on the real-valued optimum."""
-    share = best_exponent_share(law, params)
     widths = np.arange(2.0, 17.0)
+    real = best_split(params, widths, None)
     best = []
     for width in widths:
         exponents = np.arange(0, int(width))
@@ -52,8 +66,8 @@ def layouts(law: Law, params: Mapping[str, float]) -> Figure:
         best.append(int(exponents[np.argmin(loss)]))
     figure, axes = canvas(1, width=5.2, height=3.4)
     ax = axes[0, 0]
-    ax.plot(widths, share * widths - 0.5, color=COLOURS[0], label="exponent bits, real-valued best")
-    ax.plot(widths, (1 - share) * widths - 0.5, color=COLOURS[1], label="mantissa bits, real-valued best")
+    ax.plot(widths, real["E"], color=COLOURS[0], label="exponent bits, real-valued best")
+    ax.plot(widths, real["M"], color=COLOURS[1], ls="--", label="mantissa bits, real-valued best")
     ax.plot(widths, best, "o", color=COLOURS[0], label="exponent bits, best integer")
     ax.plot(widths, widths - 1 - np.array(best), "s", color=COLOURS[1], label="mantissa bits, best integer")
     for width, chosen in zip(widths.tolist(), best, strict=True):

@@ -129,7 +129,8 @@ class Law:
     Hooks for what only this law knows of its precision; `laws.precision` asks them and has the answers that hold for
     most laws. `label(columns)`: the format at a point (symbol -> number) in words. `at_bits(params, bits, fields)`: the
     columns at a width, or at the format of these exponent and mantissa bits. `kept_share(params, columns)`: N_eff/N.
-    `figures`: module whose `draw(law, params)` and `of_runs(frame, analysis)` draw what the law's paper shows.
+    `figures`: module whose `draw(law, params)`, and `of_runs(frame, analysis)` if it has one, draw what the law's paper
+    shows.
     """
 
     name: str

@@ -1,0 +1,208 @@
+"""A fit's law through its runs: loss against tokens, size and bits, and what quantization after training adds.
+
+Colours, markers and dashes are those of the recipes; model sizes, where they are what differs, go from dark to light.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from precisionlm.analysis.figures.draw import (
+    bins,
+    canvas,
+    contain,
+    engineering,
+    legend,
+    log_axis,
+    points,
+    size_look,
+    span,
+    spread,
+)
+from precisionlm.analysis.figures.recipes import Recipes
+from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.percentile import percentile_interval
+from precisionlm.analysis.laws.base import INF, Symbol
+
+LOSS, GAP = "validation loss (nats/token)", "loss above the unquantized run (nats/token)"
+
+
+def loss_vs_tokens(analysis: Analysis, recipes: Recipes) -> Figure | None:
+    """Loss against training tokens, a panel a model size, a look a recipe; None where no size has two budgets."""
+    columns = analysis.result.table.columns
+    if not {"N", "D"} <= set(columns) or not _varied(columns["N"], columns["D"], _trained(analysis)):
+        return None
+    return _panels(analysis, recipes, "N", "D", lambda x, middle: {"N": middle, "D": x}, "N = {}", "training tokens D")
+
+
+def loss_vs_size(analysis: Analysis, recipes: Recipes) -> Figure | None:
+    """Loss against model size, a panel a number of tokens per parameter; None where none of those has two sizes."""
+    columns = analysis.result.table.columns
+    if not {"N", "D"} <= set(columns) or not _varied(columns["D"] / columns["N"], columns["N"], _trained(analysis)):
+        return None
+    return _panels(analysis, recipes, "D/N", "N", lambda x, middle: {"N": x, "D": middle * x}, "D/N = {}",
+                   "non-embedding parameters N")  # fmt: skip
+
+
+def loss_vs_bits(analysis: Analysis) -> Figure | None:
+    """Loss against the bits of each operand in training, a row an operand, a panel a token budget, a look a size."""
+    table, law = analysis.result.table, analysis.law
+    trained = _trained(analysis)
+    swept = [s for s in law.symbols if s.kind == "bits" and len(np.unique(table.columns[s.name][trained])) > 2]
+    if law.is_gap or not swept:
+        return None
+    budgets = bins(table.columns["D"][trained], 3)
+    figure, axes = canvas(len(budgets), len(swept), width=2.9, height=2.6, sharey="row")
+    for row, symbol in zip(axes, swept, strict=True):
+        for ax, (budget, inside) in zip(row, budgets, strict=True):
+            here = np.flatnonzero(trained)[inside]
+            _bits_panel(ax, analysis, symbol, here, budget)
+            ax.set_title(f"D = {span(table.columns['D'][here])} tokens")
+        row[0].set_ylabel(LOSS)
+    legend(figure, axes.ravel().tolist(), "model size N")
+    return figure
+
+
+def _bits_panel(ax: Axes, analysis: Analysis, symbol: Symbol, rows: np.ndarray, budget: float) -> None:
+    """Runs in which the other operands stand at their commonest widths, and the law there."""
+    columns, observed = analysis.result.table.columns, analysis.result.table.observed
+    x = columns[symbol.name]
+    others = [s.name for s in analysis.law.symbols if s.kind == "bits" and s is not symbol]
+    low = rows[x[rows] < 16] if (x[rows] < 16).any() else rows
+    usual = {k: _commonest(columns[k][low]) for k in others}
+    rows = rows[np.all([(columns[k][rows] == v) | (x[rows] >= 16) for k, v in usual.items()] or [x[rows] > 0], axis=0)]
+    if not len(rows):
+        return
+    sizes = bins(columns["N"][rows], 8)
+    grid = np.linspace(max(x[rows].min() - 0.5, 1.0), max(x[rows].max(), 16.0), 120)
+    for i, (size, inside) in enumerate(sizes):
+        here, style = rows[inside], size_look(i, len(sizes))
+        points(ax, np.minimum(x[here], 16.0), observed[here], style.points(), f"{engineering(size)}")
+        first = {k: v[here][0] for k, v in columns.items()}
+        law_line(ax, analysis, grid, first | {"N": size, "D": budget, symbol.name: grid} | usual, style.line())
+    fixed = ", ".join(f"{k} = {min(v, 16):g}" for k, v in usual.items())
+    ax.set(xlabel=f"{symbol.name} (bits)" + (f" at {fixed}" if fixed else ""))
+    contain(ax, observed[rows])
+
+
+def ptq_gap(analysis: Analysis) -> Figure | None:
+    """Loss added by quantizing weights after training against tokens per parameter, a panel a width, a look a size."""
+    table = analysis.result.table
+    symbol = next((s.name for s in analysis.law.symbols if s.kind == "ptq_bits"), None)
+    if symbol is None or not np.isfinite(table.columns[symbol]).any():
+        return None
+    post, gap = table.columns[symbol], observed_gaps(analysis, symbol)
+    widths = spread(np.unique(post[np.isfinite(post)]), 4)
+    sizes = bins(table.columns["N"], 8)
+    figure, axes = canvas(len(widths), width=2.8, sharey=True)
+    for ax, bits in zip(axes[0], widths, strict=True):
+        for i, (size, inside) in enumerate(sizes):
+            rows = (post == bits) & inside
+            if not rows.any():
+                continue
+            style, shown = size_look(i, len(sizes)), rows & np.isfinite(gap) & (gap > 0)
+            ratio = table.columns["D"] / table.columns["N"]
+            points(ax, ratio[shown], gap[shown], style.points(), engineering(size))
+            grid = np.geomspace(ratio[rows].min() * 0.7, ratio[rows].max() * 1.4, 40)
+            columns = {k: v[rows][0] for k, v in table.columns.items()} | {"N": size, "D": grid * size}
+            _gap_line(ax, analysis, grid, columns, symbol, style.line())
+        below = int(np.sum((post == bits) & (gap <= 0)))
+        ax.set(yscale="log", xlabel="tokens per parameter D/N")
+        ax.set_title(f"{bits:g} bits" + (f" ({below} points ≤ 0 not shown)" if below else ""), fontsize=9)
+        log_axis(ax)
+    contain(axes[0, 0], gap[np.isfinite(post)], share=0.15)
+    axes[0, 0].set_ylabel("loss added by quantization (nats/token)")
+    legend(figure, axes[0], "model size N")
+    return figure
+
+
+def observed_gaps(analysis: Analysis, symbol: str) -> np.ndarray:
+    """(n,) observed loss minus that of the same run before quantization; NaN where it is not in the table.
+
+    symbol: the law's width after training. Without the same run, one with the same columns stands for it.
+    """
+    table = analysis.result.table
+    if analysis.law.is_gap:
+        return table.observed
+    post = table.columns[symbol]
+    keys = list(zip(*(table.columns[k] for k in sorted(table.columns) if k != symbol), table.cluster, strict=True))
+    loose = [key[:-1] for key in keys]
+    exact = {k: v for k, v, p in zip(keys, table.observed, post, strict=True) if not np.isfinite(p)}
+    near = {k: v for k, v, p in zip(loose, table.observed, post, strict=True) if not np.isfinite(p)}
+    before = np.array([exact.get(k, near.get(m, np.nan)) for k, m in zip(keys, loose, strict=True)])
+    return np.where(np.isfinite(post), table.observed - before, np.nan)
+
+
+def law_line(ax: Axes, analysis: Analysis, x: np.ndarray, columns: dict[str, Any], style: dict[str, Any]) -> None:
+    """The law along x with its 95 % band; gaps where it is undefined."""
+    wanted = {s.name: columns[s.name] for s in analysis.law.symbols if s.name in columns}
+    y = analysis.law.predict(analysis.result.params, wanted)
+    ax.plot(x, np.where(np.isfinite(y), y, np.nan), **style)
+    if analysis.bootstrap:
+        low, high = analysis.bootstrap.band(wanted)
+        shown = np.isfinite(low) & np.isfinite(high)
+        ax.fill_between(x, low, high, where=shown, color=style["color"], alpha=0.15, lw=0)
+
+
+def _gap_line(
+    ax: Axes, analysis: Analysis, x: np.ndarray, columns: dict[str, Any], symbol: str, style: dict[str, Any]
+) -> None:
+    law, exact = analysis.law, columns | {symbol: INF}
+    after = law.predict(analysis.result.params, columns)
+    ax.plot(x, after if law.is_gap else after - law.predict(analysis.result.params, exact), **style)
+    if analysis.bootstrap:
+        before = 0.0 if law.is_gap else analysis.bootstrap.predictions(exact)
+        band = percentile_interval(analysis.bootstrap.predictions(columns) - before)
+        ax.fill_between(x, *band, color=style["color"], alpha=0.15, lw=0)
+
+
+def _panels(
+    analysis: Analysis, recipes: Recipes, panel: str, along: str, point: Callable[[np.ndarray, float], dict[str, Any]],
+    title: str, label: str,
+) -> Figure | None:  # fmt: skip
+    """Trained runs and the law's line of every recipe along a column, in panels of another."""
+    table = analysis.result.table
+    rows = np.flatnonzero(_trained(analysis))
+    columns = {k: v[rows] for k, v in table.columns.items()}
+    groups = columns["D"] / columns["N"] if panel == "D/N" else columns[panel]
+    labels, observed, x = recipes.of(analysis)[rows], table.observed[rows], columns[along]
+    panels = bins(groups)
+    figure, axes = canvas(len(panels), sharey=True)
+    for ax, (middle, inside) in zip(axes[0], panels, strict=True):
+        grid = np.geomspace(x[inside].min() * 0.8, x[inside].max() * 1.25, 60)
+        drawn = set()
+        for name in recipes.order(labels[inside]):
+            here, look = inside & (labels == name), recipes.looks[name]
+            points(ax, x[here], observed[here], look.points(), name)
+            fixed = {k: v[here][0] for k, v in columns.items() if k not in ("N", "D")}
+            if (key := tuple(fixed.items())) not in drawn:  # a law that does not tell recipes apart has one line
+                style = look.line() if fixed else {"color": "0.35", "ls": "-", "lw": 1.2}
+                law_line(ax, analysis, grid, fixed | point(grid, middle), style)
+            drawn.add(key)
+        ax.set(title=title.format(span(groups[inside])), xlabel=label)
+        log_axis(ax)
+    contain(axes[0, 0], observed)
+    axes[0, 0].set_ylabel(GAP if analysis.law.is_gap else LOSS)
+    legend(figure, axes[0], "points: runs; lines: the law")
+    return figure
+
+
+def _trained(analysis: Analysis) -> np.ndarray:
+    """(n,) rows that were not quantized after training; all rows of a law of what that adds."""
+    columns = analysis.result.table.columns
+    post = [columns[s.name] for s in analysis.law.symbols if s.kind == "ptq_bits"]
+    kept = ~np.isfinite(post[0]) if post else np.ones(len(analysis.result.table), bool)
+    return kept if kept.any() else ~kept
+
+
+def _varied(groups: np.ndarray, values: np.ndarray, rows: np.ndarray) -> bool:
+    """True if rows of about one value of a column have two of the other."""
+    return any(np.ptp(np.log(values[rows][inside])) > 0.05 for _, inside in bins(groups[rows]))
+
+
+def _commonest(values: np.ndarray) -> float:
+    found, counts = np.unique(values, return_counts=True)
+    return float(found[np.argmax(counts)])

@@ -1,0 +1,88 @@
+"""What a precision leaves of the parameters, N_eff/N, as a fit says it: along the bits of an operand, and by recipe."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from precisionlm.analysis.figures.draw import COLOURS, DASHES, canvas, engineering, legend
+from precisionlm.analysis.figures.recipes import Recipes
+from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.percentile import percentile_interval
+from precisionlm.analysis.laws.precision import unquantized
+
+
+def share_of(analysis: Analysis, columns: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+    """N_eff/N (m,) at columns (m,) and its 95 % band (2, m) over refits, None without any. A share where the law is
+    undefined is NaN."""
+    law, result = analysis.law, analysis.result
+    assert law.kept_share is not None
+    columns = {k: np.asarray(v, float) for k, v in columns.items()}
+    with np.errstate(all="ignore"):
+        share = np.atleast_1d(np.asarray(law.kept_share(result.params, columns), float))
+        if analysis.bootstrap is None:
+            return share, None
+        sets = {name: analysis.bootstrap.samples[:, i, None] for i, name in enumerate(law.names)}
+        draws = np.asarray(law.kept_share(sets, columns), float)
+    draws = np.broadcast_to(draws, (len(analysis.bootstrap.samples), len(share)))
+    return share, np.stack(percentile_interval(np.where(np.isnan(draws), 0.0, draws)))
+
+
+def along_bits(analysis: Analysis) -> Figure | None:
+    """The share that the bits of each operand keep, the others unquantized, with its band."""
+    law, columns = analysis.law, analysis.result.table.columns
+    operands = [s for s in law.symbols if s.kind == "bits"]
+    if law.kept_share is None or not operands:
+        return None
+    figure, axes = canvas(1, width=4.2)
+    ax, grid = axes[0, 0], np.linspace(1, 16, 200)
+    full = unquantized(law) | {k: float(np.median(columns[k])) for k in ("N", "D")}
+    for i, symbol in enumerate(operands):
+        share, band = share_of(analysis, {**full, symbol.name: grid})
+        ax.plot(grid, share, color=COLOURS[i], ls=DASHES[i], label=symbol.meaning)
+        if band is not None:
+            ax.fill_between(grid, *band, color=COLOURS[i], alpha=0.15, lw=0)
+        for bits in np.unique(np.minimum(columns[symbol.name], 16.0)):
+            ax.axvline(bits, color=COLOURS[i], lw=0.6, ls=":", alpha=0.7)
+    ax.set(xlabel="bits (dotted: widths in the table)", ylabel="$N_{eff}/N$", ylim=(0, 1.05), xlim=(1, 16.2))
+    legend(figure, [ax])
+    return figure
+
+
+def by_recipe(analysis: Analysis, recipes: Recipes) -> Figure | None:
+    """The share that every recipe in the table keeps, a bar each with its 95 % interval, the widest first.
+
+    Where it depends on N and D it is that of the commonest pair of the table.
+    """
+    law, table = analysis.law, analysis.result.table
+    if law.kept_share is None:
+        return None
+    labels = recipes.of(analysis)
+    trained = [s.name for s in law.symbols if s.kind == "ptq_bits"]
+    cell = table.cell == np.bincount(table.cell).argmax()
+    n, d = (float(table.columns[k][cell][0]) for k in ("N", "D"))
+    names, columns = [], []
+    for name in recipes.order(labels):
+        row = int(np.flatnonzero(labels == name)[0])
+        if not any(np.isfinite(table.columns[k][row]) for k in trained):
+            names.append(name)
+            columns.append({k: v[row] for k, v in table.columns.items()} | {"N": n, "D": d})
+    if len(names) < 2:
+        return None
+    share, band = share_of(analysis, {k: np.array([c[k] for c in columns]) for k in columns[0]})
+    figure, axes = canvas(1, width=5.0, height=max(2.0, 0.19 * len(names) + 0.9))
+    ax, place = axes[0, 0], np.arange(len(names))
+    ax.barh(place, np.nan_to_num(share), color=[recipes.looks[x].colour for x in names], height=0.7, alpha=0.85,
+            edgecolor="0.2", lw=0.4)  # fmt: skip
+    top = np.nan_to_num(share)
+    if band is not None:
+        shown = np.clip(band, 0.0, 10.0 * max(1.0, float(top.max())))
+        ends = np.abs(shown - np.nan_to_num(share))
+        ax.errorbar(np.nan_to_num(share), place, xerr=ends, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        top = np.maximum(top, shown[1])
+    for i, value in enumerate(share):
+        text = f"{value:.3f}" if np.isfinite(value) else "undefined"
+        ax.annotate(text, (top[i], i), textcoords="offset points", xytext=(4, 0), va="center", fontsize=7)
+    ax.set_yticks(place, names, fontsize=8)
+    ax.set(xlabel="$N_{eff}/N$", xlim=(0, float(top.max()) * 1.14), ylim=(len(names) - 0.4, -0.6))
+    ax.set_title(f"N = {engineering(n)}, D = {engineering(d)} tokens")
+    ax.axvline(1.0, color="0.5", lw=0.8, ls=":")
+    return figure
