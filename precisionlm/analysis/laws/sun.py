@@ -3,12 +3,13 @@
     L = n/N^α + d/D^β + ε + (D^β/N^α) log2(B) / (γ (E + ½)^δ (M + ½)^ν)
 
 E, M: exponent and mantissa bits; B: elements that share a scale (no scale: log2 B = 0; one per channel counts as
-log2 B = 13.1567). Fitted in K = 1/γ, in which the law is linear.
+log2 B = 13.1567). Fitted in K = 1/γ, in which the law is linear. δ and ν may have either sign: where a shared
+scale spans the range, a further exponent bit can cost (block formats).
 """
 
 from typing import Any
 
-from precisionlm.analysis.laws.base import D, Law, N, Parameter, Published, Symbol, coefficient, exponent
+from precisionlm.analysis.laws.base import D, Law, N, Parameter, Published, Symbol, coefficient, exponent, signed_exponent
 
 SOURCE = "Sun et al. 2025, arXiv:2501.02423"
 
@@ -40,8 +41,8 @@ SUN = Law(
         exponent("beta", (0.05, 1.0), "power of D"),
         Parameter("epsilon", bounds=(0.0, 50.0), linear=True, meaning="irreducible loss (nats/token)"),
         coefficient("K", "scale of the precision term (1/γ)"),
-        exponent("delta", (0.5, 5.0), "power of the exponent bits"),
-        exponent("nu", (0.5, 5.0), "power of the mantissa bits"),
+        signed_exponent("delta", (-1.0, 5.0), "power of the exponent bits"),
+        signed_exponent("nu", (-1.0, 5.0), "power of the mantissa bits"),
     ),
     symbols=(N, D, EXPONENT, MANTISSA, BLOCK),
     formula=_sun,
