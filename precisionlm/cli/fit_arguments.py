@@ -1,10 +1,13 @@
 """What the verbs on a runs table share: which rows, how to fit, what would be fitted, and how a fit prints as JSON."""
 
 import argparse
+import math
+import re
 from dataclasses import asdict
 from typing import Any
 
 from precisionlm.analysis.fitting.analyze import Analysis, analyze, select
+from precisionlm.analysis.fitting.choices import Choices
 from precisionlm.analysis.fitting.grouping import OVER
 from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.analysis.table import read as tables
@@ -33,7 +36,20 @@ def add_fit_arguments(parser: argparse.ArgumentParser, bootstrap: int) -> None:
         help="rows that share their noise, for intervals: the data decide (auto), or row, run, seed or (N, D) cell",
     )  # fmt: skip
     parser.add_argument("--weights", action="store_true", help="weight rows by the loss's standard error")
+    add_choices(parser)
     add_dry_run(parser)
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """Arguments by which a user decides about a law's constants."""
+    parser.add_argument("--fix", metavar="NAME=VALUE,...", help="constants to keep at a value")
+    parser.add_argument("--bound", metavar="NAME=LOW:HIGH,...", help="bounds of constants, as in delta=-1:5")
+    parser.add_argument(
+        "--start", metavar="NAME=LOW:HIGH,...", help="ranges (or values) that starting points are spread over"
+    )
+    parser.add_argument(
+        "--reference", metavar="LEVEL", help="level that the others are measured against, or SYMBOL=LEVEL,..."
+    )
 
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +67,7 @@ def fit_from(arguments: argparse.Namespace, frame: Any, law: str, columns: dict[
     renamed = tables.parse_columns(arguments.columns) if columns is None else columns
     return analyze(
         frame, law, renamed, arguments.where, parse_objective(arguments.objective),
-        arguments.starts, arguments.bootstrap, arguments.over, fixed=parse_values(getattr(arguments, "fix", None)),
+        arguments.starts, arguments.bootstrap, arguments.over, choices=choices_of(arguments),
         staged=getattr(arguments, "staged", False), weighted=arguments.weights,
     )  # fmt: skip
 
@@ -62,8 +78,9 @@ def preview(
     """What `fit_from` would fit, as plain data; checks everything that can be checked without fitting."""
     renamed = tables.parse_columns(arguments.columns) if columns is None else columns
     objective = parse_objective(arguments.objective)
-    fixed = parse_values(getattr(arguments, "fix", None))
-    table = select(law, frame, renamed, arguments.where)
+    choices = choices_of(arguments)
+    table = select(law, frame, renamed, arguments.where, choices)
+    fixed = choices.fixed_of(table.law)
     return {
         "law": table.law.name, "formula": table.law.title, "objective_name": str(objective),
         "parameters": [name for name in table.law.names if name not in fixed], "held": fixed,
@@ -91,17 +108,54 @@ def show_plan(arguments: argparse.Namespace, fits: list[dict[str, Any]]) -> int:
     return 0
 
 
-def parse_values(text: str | None) -> dict[str, float]:
+def choices_of(arguments: argparse.Namespace) -> Choices:
+    """What the arguments --fix, --bound, --start and --reference decide."""
+    references = (arguments.reference or "").strip()
+    return Choices(
+        bounds=parse_ranges(arguments.bound, "--bound"),
+        starts=parse_ranges(arguments.start, "--start"),
+        fixed=parse_values(arguments.fix, "--fix"),
+        references=parse_references(references),
+    )
+
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf"
+# A constant's name may hold what a format's name holds, such as eff_W=e4m3,A=e4m3: only numbers end an entry.
+_ENTRY = re.compile(rf"\s*([^=].*?)\s*=\s*({_NUMBER})(?:\s*:\s*({_NUMBER}))?\s*(?:,|$)")
+
+
+def parse_ranges(text: str | None, option: str) -> dict[str, tuple[float, float]]:
+    """`delta=-1:5,E=1.7` -> {name: (low, high)}; a single number is both ends. Raises UserError naming the option."""
+    found: dict[str, tuple[float, float]] = {}
+    place, text = 0, text or ""
+    while text[place:].strip():
+        entry = _ENTRY.match(text, place)
+        if entry is None:
+            raise UserError(f"{option} '{text[place:]}': expected NAME=NUMBER or NAME=LOW:HIGH, separated by commas")
+        low, high = float(entry[2]), float(entry[3] or entry[2])
+        if low > high:
+            raise UserError(f"{option} {entry[1]}={low:g}:{high:g}: the lower end comes first")
+        found[entry[1]], place = (low, high), entry.end()
+    if option == "--bound" and (empty := next((name for name, (low, high) in found.items() if low == high), None)):
+        raise UserError(f"--bound {empty}: two different ends are needed, as in {empty}=0:1; --fix keeps a value")
+    return found
+
+
+def parse_values(text: str | None, option: str) -> dict[str, float]:
     """`alpha=0.5,E=1.7` -> {name: value}."""
-    values = {}
-    for part in (text or "").split(","):
-        if part.strip():
-            name, _, value = part.partition("=")
-            try:
-                values[name.strip()] = float(value)
-            except ValueError as problem:
-                raise UserError(f"--fix '{part}': expected NAME=VALUE with a number") from problem
-    return values
+    ranges = parse_ranges(text, option)
+    for name, (low, high) in ranges.items():
+        if low != high or not math.isfinite(low):
+            raise UserError(f"{option} {name}={low:g}:{high:g}: expected one finite number")
+    return {name: low for name, (low, _) in ranges.items()}
+
+
+def parse_references(text: str) -> dict[str, str]:
+    """`bf16` -> {"": bf16}; `P=bf16,O=adamw` -> {symbol: level}. A level may hold commas and equal signs itself."""
+    symbols = re.split(r"(?:^|,)\s*(P|O|forward|backward)\s*=", text) if text else []
+    if len(symbols) < 3:
+        return {"": text} if text else {}
+    return {name: level.strip() for name, level in zip(symbols[1::2], symbols[2::2], strict=True)}
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:

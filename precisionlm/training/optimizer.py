@@ -57,11 +57,22 @@ def learning_rate(schedule: str, step: jax.Array, h: Hyper) -> jax.Array:
     """
     t = jnp.asarray(step, jnp.float32)
     warmup, steps = jnp.asarray(h["warmup"]), jnp.asarray(h["steps"])
-    start = jnp.maximum(warmup, steps * (1 - h["decay_fraction"])) if schedule == "wsd" else warmup
+    start = _decay_start(schedule, h)
     progress = jnp.clip((t - start) / jnp.maximum(steps - start, 1.0), 0.0, 1.0)
     fall = (1 + jnp.cos(jnp.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
     decayed = h["final_fraction"] + (1 - h["final_fraction"]) * fall
     return h["learning_rate"] * jnp.where(t < warmup, (t + 1) / jnp.maximum(warmup, 1.0), decayed)
+
+
+def decay_share(schedule: str, h: Hyper) -> float:
+    """Share of the steps, 0 to 1, in which the learning rate falls."""
+    return float(1.0 - jnp.minimum(_decay_start(schedule, h) / h["steps"], 1.0))
+
+
+def _decay_start(schedule: str, h: Hyper) -> jax.Array:
+    """Steps before the learning rate falls."""
+    warmup = jnp.asarray(h["warmup"])
+    return jnp.maximum(warmup, h["steps"] * (1 - h["decay_fraction"])) if schedule == "wsd" else warmup
 
 
 def final_rate_fraction(schedule: str, updates: int, h: Hyper) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.laws.precision import category, width_of
+from precisionlm.analysis.laws.precision import categories, width_of
 
 FAR = 3.0  # times beyond the largest or below the smallest that is called an extrapolation
 
@@ -17,7 +17,7 @@ def beyond_the_runs(analysis: Analysis, n: float, d: float, bits: float | None =
         for name, value, seen in (("N", n, columns["N"]), ("D", d, columns["D"]), ("D/N", d / n, ratio))
     ]
     widths = np.asarray(width_of(analysis.law, columns), float)
-    if bits is not None and category(analysis.law) is None:
+    if bits is not None and not categories(analysis.law):
         low, high = float(np.nanmin(widths)), float(np.nanmax(widths))
         if not low - 0.5 <= bits <= high + 0.5:
             told.append(f"P = {bits:.3g} lies outside of the widths that were run, {low:g} to {high:g}")

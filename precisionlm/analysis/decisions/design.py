@@ -120,4 +120,3 @@ def _gradient(result: FitResult, value: Callable[[dict[str, float]], float], fre
     if not np.isfinite(gradient).all() or not gradient.any():
         raise UserError("this quantity does not depend on the fitted constants, or is not finite there")
     return gradient
-

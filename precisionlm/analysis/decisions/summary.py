@@ -9,10 +9,10 @@ import numpy as np
 
 from precisionlm.analysis.decisions.cautions import beyond_the_runs, of_the_fit
 from precisionlm.analysis.decisions.cost import TRAIN
-from precisionlm.analysis.decisions.formats import formats_under, level_widths
+from precisionlm.analysis.decisions.formats import formats_under
 from precisionlm.analysis.decisions.optimum import Optimum, compute_optimal, critical_data, optimum_interval
 from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.laws.precision import category, label_of, reads_width, unquantized
+from precisionlm.analysis.laws.precision import categories, label_of, reads_width, unquantized
 from precisionlm.errors import UserError
 
 FACTORS = (1, 10, 100)
@@ -47,10 +47,10 @@ def _budget(analysis: Analysis, largest: float, factor: int, at: dict[str, float
     law, params, budget = analysis.law, analysis.result.params, largest * factor
     lead = f"{law.name}, {budget:.2g} FLOPs ({factor} x the largest run): "
     try:
-        if category(law) is None:
+        if not categories(law):
             best, bits = compute_optimal(law, params, budget, at=at), None
         else:
-            choice = formats_under(law, params, budget, level_widths(law, analysis), at=at)[0]
+            choice = formats_under(law, params, budget, at=at, analysis=analysis)[0]
             if choice.best is None:
                 return lead + f"no answer ({choice.reason})."
             best, bits, at = choice.best, choice.bits, choice.at
@@ -68,7 +68,7 @@ def _budget(analysis: Analysis, largest: float, factor: int, at: dict[str, float
 def _precision(analysis: Analysis, best: Optimum, at: Mapping[str, float], between: Mapping[str, Between]) -> str:
     """At which precision: the format's name, the width and its fields, or what the law reads besides."""
     law, label = analysis.law, label_of(analysis.law, {**best.columns, **at})
-    if category(law) is not None:
+    if categories(law):
         return f" in {label} ({best.P:g} bits)"
     if not reads_width(law):
         return f" ({label})" if label else ""
@@ -96,7 +96,9 @@ def _exponential(ends: Between) -> Between:
 
 def _with(name: str, number: float, style: str, between: Mapping[str, Between]) -> str:
     low, high = between.get(name, (np.nan, np.nan))
-    return f"{number:{style}} [{low:{style}}, {high:{style}}]" if np.isfinite([low, high]).all() else f"{number:{style}}"
+    return (
+        f"{number:{style}} [{low:{style}}, {high:{style}}]" if np.isfinite([low, high]).all() else f"{number:{style}}"
+    )
 
 
 def _open(between: Mapping[str, Between]) -> list[str]:

@@ -7,22 +7,20 @@ from precisionlm.analysis.figures.draw import COLOURS, DASHES, canvas, engineeri
 from precisionlm.analysis.figures.recipes import Recipes
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.fitting.percentile import percentile_interval
-from precisionlm.analysis.laws.precision import unquantized
+from precisionlm.analysis.laws.precision import share_of, unquantized
 
 
-def share_of(analysis: Analysis, columns: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+def shares(analysis: Analysis, columns: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
     """N_eff/N (m,) at columns (m,) and its 95 % band (2, m) over refits, None without any. A share where the law is
-    undefined is NaN."""
-    law, result = analysis.law, analysis.result
-    assert law.kept_share is not None
-    columns = {k: np.asarray(v, float) for k, v in columns.items()}
-    with np.errstate(all="ignore"):
-        share = np.atleast_1d(np.asarray(law.kept_share(result.params, columns), float))
-        if analysis.bootstrap is None:
-            return share, None
-        sets = {name: analysis.bootstrap.samples[:, i, None] for i, name in enumerate(law.names)}
-        draws = np.asarray(law.kept_share(sets, columns), float)
-    draws = np.broadcast_to(draws, (len(analysis.bootstrap.samples), len(share)))
+    undefined is NaN, and counts as 0 in the band."""
+    law, size = analysis.law, max(np.size(v) for v in columns.values())
+    columns = {k: np.broadcast_to(np.asarray(v, float), (size,)) for k, v in columns.items()}
+    share = np.broadcast_to(share_of(law, analysis.result.params, columns), (size,))
+    if analysis.bootstrap is None:
+        return share, None
+    samples = analysis.bootstrap.samples
+    draws = share_of(law, {name: samples[:, i, None] for i, name in enumerate(law.names)}, columns)
+    draws = np.broadcast_to(draws, (len(samples), size))
     return share, np.stack(percentile_interval(np.where(np.isnan(draws), 0.0, draws)))
 
 
@@ -36,7 +34,7 @@ def along_bits(analysis: Analysis) -> Figure | None:
     ax, grid = axes[0, 0], np.linspace(1, 16, 200)
     full = unquantized(law) | {k: float(np.median(columns[k])) for k in ("N", "D")}
     for i, symbol in enumerate(operands):
-        share, band = share_of(analysis, {**full, symbol.name: grid})
+        share, band = shares(analysis, {**full, symbol.name: grid})
         ax.plot(grid, share, color=COLOURS[i], ls=DASHES[i], label=symbol.meaning)
         if band is not None:
             ax.fill_between(grid, *band, color=COLOURS[i], alpha=0.15, lw=0)
@@ -67,7 +65,7 @@ def by_recipe(analysis: Analysis, recipes: Recipes) -> Figure | None:
             columns.append({k: v[row] for k, v in table.columns.items()} | {"N": n, "D": d})
     if len(names) < 2:
         return None
-    share, band = share_of(analysis, {k: np.array([c[k] for c in columns]) for k in columns[0]})
+    share, band = shares(analysis, {k: np.array([c[k] for c in columns]) for k in columns[0]})
     figure, axes = canvas(1, width=5.0, height=max(2.0, 0.19 * len(names) + 0.9))
     ax, place = axes[0, 0], np.arange(len(names))
     ax.barh(place, np.nan_to_num(share), color=[recipes.looks[x].colour for x in names], height=0.7, alpha=0.85,

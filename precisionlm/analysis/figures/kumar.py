@@ -14,7 +14,7 @@ from precisionlm.analysis.figures.draw import COLOURS, canvas, engineering, lege
 from precisionlm.analysis.figures.rows import bars
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.laws.base import Law, Symbol
-from precisionlm.analysis.laws.precision import unquantized
+from precisionlm.analysis.laws.precision import share_of, unquantized
 
 SIZES, BUDGETS = (30e6, 60e6, 110e6, 220e6), (1.5e9, 3e9, 6e9, 13e9, 26e9)
 MATCHED = {4: 1.76e9, 6: 1.17e9, 8: 880e6, 16: 440e6, 32: 220e6}  # bits -> N of equal N P, 16B tokens each
@@ -71,8 +71,7 @@ def high(law: Law, **columns: Any) -> dict[str, Any]:
 
 def share(law: Law, params: Mapping[str, float], **columns: Any) -> np.ndarray:
     """N_eff/N with every operand unquantized but those given."""
-    assert law.kept_share is not None
-    return np.asarray(law.kept_share(params, high(law, **columns)), float)
+    return share_of(law, params, high(law, N=1e9, D=1e11, **columns))
 
 
 def ptq_against_data(law: Law, params: Mapping[str, float]) -> Figure:

@@ -38,7 +38,10 @@ def curves(frame: pd.DataFrame, recipes: Recipes, folder: Path) -> Figure | None
                 for column, style in (("loss", look.line() | {"lw": 0.8, "alpha": 0.7}), ("val_loss", look.points())):
                     if column in lines.columns:
                         known = lines[lines[column].notna()]
-                        x, y = (known["step"] * float(run["batch_tokens"])).to_numpy(float), known[column].to_numpy(float)
+                        x, y = (
+                            (known["step"] * float(run["batch_tokens"])).to_numpy(float),
+                            known[column].to_numpy(float),
+                        )
                         y = smooth(y) if column == "loss" else y
                         ax.plot(x, y, label=name if i == 0 and column == "loss" else None, **style)
                         seen.append(y[len(y) // 20 :])

@@ -8,7 +8,7 @@ import pandas as pd
 
 from precisionlm.analysis.figures.draw import COLOURS, DASHES, MARKERS, Look
 from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.laws.precision import category, label_of, width_named
+from precisionlm.analysis.laws.precision import categories, label_of, width_named
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ def plain(text: str, most: int = 28) -> str:
 def _by_category(frame: pd.DataFrame, fits: Sequence[Analysis]) -> np.ndarray:
     names = np.full(len(frame), "", object)
     for analysis in fits:
-        kind, table = category(analysis.law), analysis.result.table
-        if kind is not None:
-            names[table.rows] = np.array(kind.levels, object)[table.columns[kind.name].astype(int)]
+        kinds, table = categories(analysis.law), analysis.result.table
+        if kinds:
+            texts = [np.array(s.levels, object)[table.columns[s.name].astype(int)] for s in kinds]
+            names[table.rows] = [", ".join(row) for row in zip(*texts, strict=True)]
             break
     return names
 

@@ -202,7 +202,11 @@ def bars(
     lying = len(labels) > 8
     size = (4.6, 0.19 * len(labels) + 0.9) if lying else (max(3.6, 0.6 * len(labels) + 1.5), 3.4)
     figure, axes = canvas(1, width=size[0], height=size[1])
-    ax, place, style = axes[0, 0], np.arange(len(labels)), {"color": colours or COLOURS[0], "edgecolor": "0.2", "lw": 0.4}
+    ax, place, style = (
+        axes[0, 0],
+        np.arange(len(labels)),
+        {"color": colours or COLOURS[0], "edgecolor": "0.2", "lw": 0.4},
+    )
     if lying:
         ax.barh(place, values, height=0.7, **style)
         ax.set_yticks(place, labels, fontsize=8)

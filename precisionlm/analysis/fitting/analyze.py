@@ -8,12 +8,12 @@ import pandas as pd
 
 from precisionlm.analysis import laws
 from precisionlm.analysis.fitting.bootstrap import Bootstrap, bootstrap
+from precisionlm.analysis.fitting.choices import Choices
 from precisionlm.analysis.fitting.findings import FEW_GROUPS, Finding, concerning
 from precisionlm.analysis.fitting.fit import FitResult, error_weights, fit, fit_staged
 from precisionlm.analysis.fitting.objective import Objective
 from precisionlm.analysis.fitting.percentile import percentile_interval
-from precisionlm.analysis.laws import frantar
-from precisionlm.analysis.laws.base import Law
+from precisionlm.analysis.laws.base import Law, Symbol
 from precisionlm.analysis.table.read import Table, level, prepare
 from precisionlm.errors import UserError
 
@@ -109,25 +109,56 @@ class Analysis:
         return (f"{runs} runs are too few to trust: 95 % intervals span " + ", ".join(wide.values()),)
 
 
-def select(name: str, frame: pd.DataFrame, columns: Mapping[str, str] | None = None, where: str | None = None) -> Table:
-    """The rows for the law of that name, adapted to what they can determine. Raises UserError as `prepare` does."""
+def select(
+    name: str, frame: pd.DataFrame, columns: Mapping[str, str] | None = None, where: str | None = None,
+    choices: Choices = Choices(),
+) -> Table:  # fmt: skip
+    """The rows for the law of that name, adapted to what they can determine and to the user's choices.
+
+    Raises UserError as `prepare` does, and for a reference level that no row has.
+    """
     law, columns = laws.get(name), dict(columns or {})
-    for symbol in (s for s in law.symbols if s.kind == "category"):  # its levels are whatever the usable rows have
-        column = columns.get(symbol.name, symbol.column)
+    unknown = [symbol for symbol in columns if symbol not in {s.name for s in law.readable}]
+    if law.adapt and not unknown:
+        law = law.adapt(_seen(law, frame, columns, where), choices.references_of(law))
+        columns = {k: v for k, v in columns.items() if k in {s.name for s in law.readable}}
+    return prepare(choices.applied(law), frame, columns, where)
+
+
+def _seen(
+    law: Law, frame: pd.DataFrame, columns: Mapping[str, str], where: str | None
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Symbol -> (rows,) values of the rows that a law can use, text for a category, of the symbols that are there."""
+    categories = {s.name: _column(s, frame, columns) for s in law.symbols if s.kind == "category"}
+    for symbol, column in categories.items():
         if column not in frame.columns:
-            raise UserError(f"law {name} needs column {column} ({symbol.name}); rename one with --columns")
-        others = {k: v for k, v in columns.items() if k != symbol.name}
-        usable = prepare(replace(law, symbols=tuple(s for s in law.symbols if s != symbol)), frame, others, where)
-        law = frantar.eff_table(frantar.levels_of(frame[column].iloc[usable.rows].map(level).to_numpy()))
-    if name in laws.ADAPTIVE:
-        there = {s.name for s in law.symbols if {columns.get(s.name, s.column), s.name} & set(frame.columns)}
-        present = replace(law, symbols=tuple(s for s in law.symbols if s.name in there or s.kind == "count"))
-        kept = {s.name for s in present.symbols} | {"loss"}
-        rows = prepare(present, frame, {k: v for k, v in columns.items() if k in kept}, where)
-        law = laws.adapt(law, rows.columns)
-        kept = {s.name for s in law.symbols} | {"loss"}
-        columns = {k: v for k, v in columns.items() if k in kept}
-    return prepare(law, frame, columns, where)
+            raise UserError(f"law {law.name} needs column {column} ({symbol}); rename one with --columns")
+    numbers = tuple(s for s in law.symbols if s.name not in categories and _there(s, frame, columns))
+    present = replace(law, symbols=numbers)
+    names = {s.name for s in present.readable}
+    rows = prepare(present, frame, {k: v for k, v in columns.items() if k in names}, where)
+    texts = {symbol: rows.frame[column] for symbol, column in categories.items()}
+    missing = {symbol: text.isna() | (text.astype(str).str.strip() == "") for symbol, text in texts.items()}
+    known = ~np.any([m.to_numpy() for m in missing.values()], axis=0) if missing else slice(None)
+    text = {symbol: text.map(level).to_numpy(object)[known] for symbol, text in texts.items()}
+    return {symbol: values[known] for symbol, values in rows.columns.items()} | text
+
+
+def _column(symbol: Symbol, frame: pd.DataFrame, columns: Mapping[str, str]) -> str:
+    own = symbol.column in frame.columns or symbol.name not in frame.columns
+    return columns.get(symbol.name, symbol.column if own else symbol.name)
+
+
+def _there(symbol: Symbol, frame: pd.DataFrame, columns: Mapping[str, str]) -> bool:
+    """Whether a law can read a symbol from this table: it must read counts, and may do without the others."""
+    if symbol.kind == "count" or symbol.default is not None or symbol.name in columns:
+        return True
+    if _column(symbol, frame, columns) in frame.columns:
+        return True
+    try:
+        return symbol.derive is not None and bool(len(symbol.derive(frame, dict(columns))))
+    except UserError:
+        return False
 
 
 def analyze(
@@ -139,23 +170,25 @@ def analyze(
     starts: int = 500,
     resamples: int = 0,
     over: str = "auto",
-    fixed: Mapping[str, float] | None = None,
+    choices: Choices = Choices(),
     staged: bool = False,
     weighted: bool = False,
 ) -> Analysis:
     """Fit the law `name` on a runs table.
 
     columns: symbol -> column. where: boolean column or expression. resamples: bootstrap refits, 0 for none. over: what
-    they draw, see `grouping`. fixed: parameters kept. staged: base first, precision terms after. weighted: by the
+    they draw, see `grouping`. choices: bounds, starts, fixed values, reference levels. staged: base first, precision
+    terms after. weighted: by the
     loss's standard error. Raises UserError for bad input.
     """
-    table = select(name, frame, columns, where)
+    table = select(name, frame, columns, where, choices)
+    choices.check([table.law])
     if staged:
-        if fixed or weighted:
+        if choices.fixed or weighted:
             raise UserError("a staged fit takes neither fixed parameters nor weights")
         stages = fit_staged(table, objective, starts)
         result = stages[-1]
     else:
         weights = error_weights(table) if weighted else None
-        stages, result = (), fit(table, objective, starts, fixed, weights, over=over)
+        stages, result = (), fit(table, objective, starts, choices.fixed, weights, over=over)
     return Analysis(result, bootstrap(result, resamples, over) if resamples else None, stages[:-1])

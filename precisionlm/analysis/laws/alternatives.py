@@ -63,7 +63,8 @@ class PowerOfBits:
 def _law(name: str, title: str, formula: Any, extra: tuple[Parameter, ...], note: str) -> Law:
     base = tuple(base_parameters(tied=True))
     share = formula.kept_share if isinstance(formula, Effective) and formula.size else None
-    return Law(name, title, base + extra, (N, D, P["w"]), formula, SOURCE + ", appendix C. " + note, label=label, kept_share=share,
+    return Law(name, title, base + extra, (N, D, P["w"]), formula, SOURCE + ", appendix C. " + note,
+               label=label, kept_share=share,
                undefined="+inf where a factor 1 - exp(-P/γ + n) is not positive")  # fmt: skip
 
 

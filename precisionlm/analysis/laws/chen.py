@@ -3,7 +3,8 @@
     L = A N^-α + B D^-α + E + δ_p,   δ_p = k D^γ_D (log2 G)^γ_G / N^γ_N
 
 G: elements that share a scale; G = 1 (no quantization) gives δ_p = 0. One set of constants per setting (W4A4, W4A16,
-W16A4, and those with an 8-bit input of the MLP's down-projection).
+W16A4, and those with an 8-bit input of the MLP's down-projection). The powers may have either sign: published fits to
+other formats have both.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from precisionlm.analysis.laws.base import GAP, D, Law, N, Parameter, Published, Symbol, coefficient, exponent
+from precisionlm.analysis.laws.base import GAP, D, Law, N, Parameter, Published, Symbol, coefficient, signed_exponent
 from precisionlm.analysis.laws.chinchilla import base_loss, base_parameters
 
 SOURCE = "Chen et al. 2025, arXiv:2505.14302"
@@ -41,9 +42,9 @@ def _loss(p: Any, c: Any, xp: Any) -> Any:
 
 _GAP_PARAMETERS: tuple[Parameter, ...] = (
     coefficient("k", "scale of the quantization error"),
-    exponent("gamma_N", (0.05, 0.8), "power of N in the quantization error"),
-    exponent("gamma_D", (0.0, 0.5), "power of D in the quantization error"),
-    exponent("gamma_G", (0.1, 1.5), "power of log2 G in the quantization error"),
+    signed_exponent("gamma_N", (-0.1, 0.8), "power of N in the quantization error"),
+    signed_exponent("gamma_D", (-0.2, 0.5), "power of D in the quantization error"),
+    signed_exponent("gamma_G", (-0.2, 1.5), "power of log2 G in the quantization error"),
 )
 
 

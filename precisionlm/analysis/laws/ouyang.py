@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from precisionlm.analysis.laws.base import GAP, D, Law, N, coefficient, exponent, published
+from precisionlm.analysis.laws.base import GAP, D, Law, N, coefficient, exponent, published, signed_exponent
 from precisionlm.analysis.laws.kumar import P_POST
 
 
@@ -18,8 +18,8 @@ OUYANG = Law(
     title="δ = k D^γ_D / (N^γ_N P^ρ)",
     parameters=(
         coefficient("k", "scale of the damage"),
-        exponent("gamma_D", (0.1, 1.0), "power of D"),
-        exponent("gamma_N", (0.1, 1.0), "power of N"),
+        signed_exponent("gamma_D", (0.1, 1.0), "power of D"),
+        signed_exponent("gamma_N", (0.1, 1.0), "power of N"),
         exponent("rho", (1.0, 8.0), "power of the bits after quantization"),
     ),
     symbols=(N, D, P_POST),

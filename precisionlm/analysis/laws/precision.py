@@ -28,9 +28,9 @@ def format_named(name: str) -> tuple[Format, int]:
     return (BF16, 0) if found is None else (found.format, found.scaling.group)
 
 
-def category(law: Law) -> Symbol | None:
-    """The symbol that is a format's name, for laws with constants of each format."""
-    return next((s for s in law.symbols if s.kind == "category"), None)
+def categories(law: Law) -> list[Symbol]:
+    """The symbols that are names, of a format, a scheme, an optimizer: for laws with constants of each."""
+    return [s for s in law.symbols if s.kind == "category"]
 
 
 def reads_width(law: Law) -> bool:
@@ -55,52 +55,55 @@ def value_of(law: Law, name: str, text: str) -> float:
 
 
 def _code(law: Law, symbol: Symbol, text: str) -> float:
-    if text in symbol.levels:
-        return float(symbol.levels.index(text))
-    same = [level for level in symbol.levels if level.lower() == text.lower()] or _number_of(text, symbol.levels)
-    if len(same) == 1:
-        return float(symbol.levels.index(same[0]))
-    raise UserError(f"law {law.name} knows no format '{text}'; {nearest(text, list(symbol.levels))}")
+    code = _find(symbol, text)
+    if code is None:
+        raise UserError(f"law {law.name} knows no {symbol.name} '{text}'; {nearest(text, list(symbol.levels))}")
+    return code
 
 
-def _number_of(text: str, levels: tuple[str, ...]) -> list[str]:
-    """The level that is the width of an integer format or of bf16, as a number alone."""
-    try:
-        found = format_named(text)[0]
-    except UserError:
-        return []
-    return [level for level in levels if level == f"{found.bits:g}" and found.kind != "float"]
+def _find(symbol: Symbol, text: str) -> float | None:
+    """The position of a level by its name, in any case, or by that of an integer format of its width (int4 for 4)."""
+    same = [level for level in symbol.levels if level == text]
+    same = same or [level for level in symbol.levels if level.lower() == text.lower()]
+    if not same:
+        try:
+            found = format_named(text)[0]
+        except UserError:
+            return None
+        same = [level for level in symbol.levels if level == f"{found.bits:g}" and found.kind != "float"]
+    return float(symbol.levels.index(same[0])) if len(same) == 1 else None
 
 
 def columns_at(
-    law: Law, params: Mapping[str, Any], bits: Any = None, name: str | None = None, at: Mapping[str, float] | None = None
+    law: Law,
+    params: Mapping[str, Any],
+    bits: Any = None,
+    name: str | None = None,
+    at: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Every column of the law but N and D at a width or at a format's name.
 
     bits: number or array. at: values of single symbols, which win. Raises UserError where a symbol is left without a
     value or where the law has no such format.
     """
-    at, columns = dict(at or {}), dict[str, Any]()
-    kind = category(law)
-    if name is not None and kind is not None:
-        columns[kind.name] = _code(law, kind, name)
-    elif kind is not None and kind.name not in at and bits is not None:
-        columns[kind.name] = _of_width(law, kind, float(bits))
+    columns, kinds = dict[str, Any](), [s for s in categories(law) if s.name not in (at or {})]
+    if kinds and name is not None:
+        columns |= _levels_named(law, kinds, name)
+    elif kinds and bits is not None:
+        columns |= {s.name: _of_width(law, s, float(bits)) for s in kinds if np.isfinite(_widths(s)).any()}
     elif name is not None:
         number_format, group = format_named(name)
         columns |= _at_width(law, params, number_format.bits, (number_format.exponent, number_format.mantissa))
         columns |= {s.name: _grouped(s, group) for s in law.symbols if group and s.kind in ("block", "group")}
     elif bits is not None:
         columns |= _at_width(law, params, bits, None)
-    columns |= at
+    columns |= at or {}
     for symbol in law.symbols:
         if symbol.name in ("N", "D") or symbol.name in columns:
             continue
         if symbol.default is None:
-            example = symbol.levels[0] if symbol.levels else "128"
-            raise UserError(
-                f"law {law.name}: give a value of {symbol.name} ({symbol.meaning}), as in --at {symbol.name}={example}"
-            )
+            how = f"--at {symbol.name}={symbol.levels[0] if symbol.levels else '128'}"
+            raise UserError(f"law {law.name}: give a value of {symbol.name} ({symbol.meaning}), as in {how}")
         columns[symbol.name] = symbol.default
     return columns
 
@@ -111,15 +114,27 @@ def _at_width(law: Law, params: Mapping[str, Any], bits: Any, fields: Fields) ->
     return {s.name: bits for s in law.symbols if s.kind == "bits"}
 
 
+def _levels_named(law: Law, kinds: list[Symbol], name: str) -> dict[str, float]:
+    """The level of that name of every category that has it. Raises UserError if none has."""
+    found = {s.name: code for s in kinds if (code := _find(s, name)) is not None}
+    return found or {kinds[0].name: _code(law, kinds[0], name)}
+
+
 def _of_width(law: Law, kind: Symbol, bits: float) -> float:
     """The level of that width: the one named by the number alone, or the only one as wide."""
     if f"{bits:g}" in kind.levels:
         return float(kind.levels.index(f"{bits:g}"))
-    fitting = [level for level in kind.levels if width_named(level) == bits]
+    fitting = [i for i, width in enumerate(_widths(kind)) if width == bits]
     if len(fitting) == 1:
-        return float(kind.levels.index(fitting[0]))
-    known = f"of {bits:g} bits are {', '.join(fitting)}" if fitting else f"are {', '.join(kind.levels)}"
-    raise UserError(f"--bits {bits:g}: law {law.name} has constants for each format; its formats {known}: --format NAME")
+        return float(fitting[0])
+    names = [kind.levels[i] for i in fitting] or kind.levels
+    known = f"those of {bits:g} bits are" if fitting else "it has"
+    raise UserError(f"--bits {bits:g}: law {law.name} has constants of each {kind.name}; {known} {', '.join(names)}; "
+                    f"name one with --format")  # fmt: skip
+
+
+def _widths(kind: Symbol) -> np.ndarray:
+    return np.array([width_named(level) for level in kind.levels])
 
 
 def _grouped(symbol: Symbol, group: float) -> float:
@@ -152,10 +167,10 @@ def width_named(text: str) -> float:
 def width_of(law: Law, columns: Mapping[str, Any]) -> Any:
     """Mean bits of the operands in training, as an array or number; NaN for a format without a known width, 16 for a
     law that reads no precision of training."""
-    kind = category(law)
-    if kind is not None and kind.name in columns:
-        widths = np.array([width_named(level) for level in kind.levels])
-        return widths[np.asarray(columns[kind.name], int)]
+    kinds = [_widths(s)[np.asarray(columns[s.name], int)] for s in categories(law) if s.name in columns]
+    if kinds:
+        known = np.isfinite(kinds)
+        return np.where(known.any(0), np.where(known, kinds, 0.0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
     fields = {s.column: columns[s.name] for s in law.symbols if s.kind == "field" and s.name in columns}
     if {"w_exponent", "w_mantissa"} <= set(fields):
         return fields["w_exponent"] + fields["w_mantissa"] + 1.0
@@ -177,6 +192,16 @@ def label_of(law: Law, columns: Mapping[str, Any]) -> str:
 
 def _word(symbol: Symbol, value: Any) -> str:
     return symbol.levels[int(value)] if symbol.kind == "category" else f"{float(value):g}"
+
+
+def share_of(law: Law, params: Mapping[str, Any], columns: Mapping[str, Any]) -> np.ndarray:
+    """N_eff/N at columns (n,) that hold all symbols; params: numbers, or (S, 1) arrays for S sets of constants, which
+    give (S, n). NaN where the law is undefined or has no such share."""
+    if law.kept_share is None:
+        return np.full(np.shape(columns["N"]), np.nan)
+    full = law.with_logs({k: np.asarray(v, float) for k, v in columns.items()})
+    with np.errstate(all="ignore"):
+        return np.asarray(law.kept_share(law.constants([params[k] for k in law.names]), full), float)
 
 
 def in_words(law: Law, columns: Mapping[str, Any]) -> dict[str, Any]:

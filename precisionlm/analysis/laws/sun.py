@@ -3,7 +3,8 @@
     L = n/N^α + d/D^β + ε + (D^β/N^α) log2(B) / (γ (E + ½)^δ (M + ½)^ν)
 
 E, M: exponent and mantissa bits; B: elements that share a scale (no scale: log2 B = 0; one per channel counts as
-log2 B = 13.1567). Fitted in K = 1/γ, in which the law is linear.
+log2 B = 13.1567). Fitted in K = 1/γ, in which the law is linear. δ and ν may have either sign: where a shared
+scale spans the range, a further exponent bit can cost (block formats).
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from precisionlm.analysis.laws.base import D, Fields, Law, N, Parameter, Published, Symbol, coefficient, exponent
+from precisionlm.analysis.laws.base import (
+    D,
+    Fields,
+    Law,
+    N,
+    Parameter,
+    Published,
+    Symbol,
+    coefficient,
+    exponent,
+    signed_exponent,
+)
 
 SOURCE = "Sun et al. 2025, arXiv:2501.02423"
 
@@ -53,10 +65,8 @@ def label(columns: Mapping[str, Any]) -> str:
 
 def kept_share(p: Any, c: Any) -> Any:
     """The share of the parameters that would lose as much without quantization, from n/(N eff)^α = n/N^α + δ."""
-    size, plain = p["n"] * c["N"] ** -p["alpha"], {**c, "log2B": np.zeros_like(np.asarray(c["log2B"], float))}
-    constants = {**p, **{f"log_{k}": np.log(p[k]) for k in ("n", "d", "K")}}
-    logs = {"log_N": np.log(c["N"]), "log_D": np.log(c["D"])}
-    gap = _sun(constants, {**c, **logs}, np) - _sun(constants, {**plain, **logs}, np)
+    gap = _sun(p, c, np) - _sun(p, {**c, "log2B": np.zeros_like(c["log2B"])}, np)
+    size = np.exp(p["log_n"] - p["alpha"] * c["log_N"])
     return (size / (size + gap)) ** (1 / p["alpha"])
 
 
@@ -70,8 +80,8 @@ SUN = Law(
         exponent("beta", (0.05, 1.0), "power of D"),
         Parameter("epsilon", bounds=(0.0, 50.0), linear=True, meaning="irreducible loss (nats/token)"),
         coefficient("K", "scale of the precision term (1/γ)"),
-        exponent("delta", (0.5, 5.0), "power of the exponent bits"),
-        exponent("nu", (0.5, 5.0), "power of the mantissa bits"),
+        signed_exponent("delta", (-1.0, 5.0), "power of the exponent bits"),
+        signed_exponent("nu", (-1.0, 5.0), "power of the mantissa bits"),
     ),
     symbols=(N, D, EXPONENT, MANTISSA, BLOCK),
     formula=_sun,

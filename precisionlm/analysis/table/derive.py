@@ -21,10 +21,11 @@ def gaps(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarray:
     """
     post = names.get("P_post", "ptq_bits")
     keys = [names.get("N", "N_params"), names.get("D", "D_tokens")]
-    missing = [c for c in ("val_loss", *keys) if c not in frame.columns]
+    raw = names.get("loss", "val_loss")
+    missing = [c for c in (raw, *keys) if c not in frame.columns]
     if missing:
         raise UserError(f"no column 'gap', and none can be computed without column {', '.join(missing)}")
-    loss = pd.to_numeric(frame["val_loss"], errors="coerce")
+    loss = pd.to_numeric(frame[raw], errors="coerce")
     quantized = np.zeros(len(frame), bool)
     for column in (f"{x}_bits" for x in (*FORWARD, *BACKWARD)):
         quantized |= _low(frame, column)
@@ -47,6 +48,17 @@ def backward_quantized(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndar
     """(rows,) 1 where output gradients are below 16 bits, else 0: products that take the forward pass's quantized
     operands alone are a straight-through estimator, in high precision."""
     return _pass(frame, "bwd_format", ("dgrad_dy", "wgrad_dy"))
+
+
+def decay_share(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarray:
+    """(rows,) share of the steps in which the learning rate falls: of cosine and linear schedules all after the
+    warm-up; NaN for others, which do not say when they begin to fall."""
+    needed = ("schedule", "warmup_steps", "steps")
+    missing = [column for column in needed if column not in frame.columns]
+    if missing:
+        raise UserError(f"no column 'decay_share', and none can be computed without column {', '.join(missing)}")
+    warmup, steps = (pd.to_numeric(frame[column], errors="coerce") for column in needed[1:])
+    return np.where(frame["schedule"].isin(["cosine", "linear"]), 1.0 - warmup / steps, np.nan)
 
 
 def weight_error(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarray:

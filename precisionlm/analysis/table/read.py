@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from precisionlm.analysis.laws.base import INF, Law, Symbol
+from precisionlm.analysis.table.mixture import mixed
 from precisionlm.errors import UserError, nearest
 
 CHANNEL_LOG2_BLOCK = 13.1567  # Sun et al. 2025, arXiv:2501.02423: a scale per channel counts as log2 B = 13.1567
@@ -96,19 +97,22 @@ def prepare(law: Law, frame: pd.DataFrame, columns: Mapping[str, str] | None = N
     """
     # A column named as the symbol itself stands in for a missing default column.
     names = {
-        s.name: s.name if s.column not in frame.columns and s.name in frame.columns and not law.is_gap else s.column
-        for s in (*law.symbols, law.target)
+        s.name: s.name if s.column not in frame.columns and s.name in frame.columns else s.column
+        for s in law.readable
     }
     unknown = [s for s in columns or {} if s not in names]
     for name in unknown:
         raise UserError(f"--columns: law {law.name} has no symbol '{name}'; {nearest(name, list(names))}")
     names.update(columns or {})
-    derived = {names[s.name]: s.derive for s in (*law.symbols, law.target) if s.derive is not None}
+    asked = set(columns or {})  # a column that the user names is read, never computed
+    read = (*law.symbols, law.target)
+    derived = {names[s.name]: s.derive for s in read if s.derive is not None and s.name not in asked}
     frame = frame.assign(**{c: f(frame, names) for c, f in derived.items() if c not in frame.columns})
-    optional = {s.name for s in law.symbols if s.default is not None}
-    missing = [f"{n} ({s})" for s, n in names.items() if n not in frame.columns and s not in optional]
+    needed = {s.name for s in read if s.default is None}
+    missing = [f"{n} ({s})" for s, n in names.items() if n not in frame.columns and s in needed | asked]
     if missing:
         raise UserError(f"law {law.name} needs column {', '.join(missing)}; the table has {_some(frame)}")
+    target = names[law.target.name]
     reasons = _excluded_rows(law, frame, where, names)
     values: dict[str, np.ndarray] = {}
     for symbol in law.symbols:
@@ -118,15 +122,16 @@ def prepare(law: Law, frame: pd.DataFrame, columns: Mapping[str, str] | None = N
             values[symbol.name] = np.full(len(frame), symbol.default)
         else:
             values[symbol.name] = _read_symbol(symbol, column, frame, reasons)
-    observed = _read_symbol(law.target, names["loss"], frame, reasons)
+            _mark(reasons, mixed(frame, column), f"{column} describes only part of the values: a mixture of precisions")
+    observed = _read_symbol(law.target, target, frame, reasons)
     for restriction in law.restrictions:
         _mark(reasons, restriction.excludes(values), restriction.reason)
     keep = reasons == ""
     if not keep.any():
         raise UserError(f"no row of {len(frame)} can be used: {_counts(reasons)}")
     warnings = [*_check_units(names, frame, keep), *_check_size_convention(names, frame, keep)]
-    _check_loss(names["loss"], observed, keep)
-    error_column = names["loss"] + "_se"
+    _check_loss(target, observed, keep)
+    error_column = target + "_se"
     error = _numbers(frame, error_column) if error_column in frame.columns else np.full(len(frame), np.nan)
     table = Table(
         law=law,
@@ -165,7 +170,7 @@ def _excluded_rows(law: Law, frame: pd.DataFrame, where: str | None, names: Mapp
         if not reads_ptq:
             _mark(reasons, evaluation == "ptq", f"evaluation is ptq: law {law.name} has no post-training term")
     identity = [c for c in ("run_id", "evaluation", "ptq_method", "ptq_bits", "ptq_group") if c in frame.columns]
-    identity = [*identity, names["loss"]] if "run_id" in identity else list(frame.columns)
+    identity = [*identity, names[law.target.name]] if "run_id" in identity else list(frame.columns)
     _mark(reasons, frame.duplicated(identity).to_numpy(), "duplicate of an earlier row")
     return reasons
 

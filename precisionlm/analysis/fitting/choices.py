@@ -1,0 +1,75 @@
+"""What a user decides about a law's constants before a fit: bounds, where starts lie, values, references of levels."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from precisionlm.analysis.laws.base import Law, Parameter
+from precisionlm.errors import UserError, nearest
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """bounds, starts: constant -> (low, high) in natural units. fixed: constant -> value. references: category symbol
+    -> level that the others are measured against; under '' the level of a law's only category."""
+
+    bounds: Mapping[str, Range] = field(default_factory=dict)
+    starts: Mapping[str, Range] = field(default_factory=dict)
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    references: Mapping[str, str] = field(default_factory=dict)
+
+    def applied(self, law: Law) -> Law:
+        """The law with these bounds and starts; constants it does not have are left to `check`."""
+        return replace(law, parameters=tuple(self._parameter(p) for p in law.parameters))
+
+    def fixed_of(self, law: Law) -> dict[str, float]:
+        """The values that belong to this law."""
+        return {name: value for name, value in self.fixed.items() if name in law.names}
+
+    def references_of(self, law: Law) -> dict[str, str]:
+        """Category symbol -> reference level. Raises UserError if it is not said of which of several."""
+        categories = [symbol.name for symbol in law.symbols if symbol.kind == "category"]
+        named = {name: level for name, level in self.references.items() if name in categories}
+        if "" in self.references and len(categories) > 1:
+            told = " or ".join(f"{name}=LEVEL" for name in categories)
+            raise UserError(f"--reference {self.references['']}: law {law.name} has several; say {told}")
+        return named | ({categories[0]: self.references[""]} if "" in self.references and categories else {})
+
+    def check(self, laws: Iterable[Law]) -> None:
+        """Raises UserError for a constant or a category that none of these laws has."""
+        laws = tuple(laws)
+        names = list(dict.fromkeys(name for law in laws for name in law.names))
+        for option, given in (("--bound", self.bounds), ("--start", self.starts), ("--fix", self.fixed)):
+            for name in given:
+                if name not in names:
+                    shown = ", ".join(law.name for law in laws)
+                    raise UserError(f"{option}: law {shown} has no constant '{name}'; {nearest(name, names)}")
+        categories = {symbol.name for law in laws for symbol in law.symbols if symbol.kind == "category"}
+        for symbol, level in self.references.items():
+            if symbol not in categories and (symbol or not categories):
+                told = f"'{symbol}' is none; valid: {', '.join(sorted(categories))}" if categories else "the law has none"
+                raise UserError(f"--reference {level}: a reference belongs to a column of levels, and {told}")
+
+    def _parameter(self, p: Parameter) -> Parameter:
+        if p.name in self.bounds:
+            low, high = self.bounds[p.name]
+            if p.log and low < 0:
+                raise UserError(f"--bound {p.name}={low:g}:{high:g}: {p.name} is a positive factor; bounds from 0 up")
+            p = replace(p, bounds=(low, high), start=_within(p.start, low, high))
+        if p.name in self.starts:
+            low, high = self.starts[p.name]
+            if not p.bounds[0] <= low <= high <= p.bounds[1] or (p.log and low <= 0):
+                raise UserError(
+                    f"--start {p.name}={low:g}:{high:g} lies outside of its bounds {p.bounds[0]:g}:{p.bounds[1]:g}; "
+                    "see --bound"
+                )
+            # A linear constant is otherwise projected onto the data.
+            p = replace(p, start=(low, high), linear=False)
+        return p
+
+
+def _within(start: Range, low: float, high: float) -> Range:
+    """The start range inside of new bounds; all of them, or a unit of them, where it lies outside."""
+    inside = max(start[0], low), min(start[1], high)
+    return inside if inside[0] < inside[1] else (low, min(high, low + 1.0)) if low > -1e300 else (high - 1.0, high)
