@@ -20,7 +20,9 @@ from precisionlm.cli.fit_arguments import (
     preview,
     show_plan,
 )
-from precisionlm.cli.plan import add_plan_arguments, describe, plan
+from precisionlm.cli.plan import plan
+from precisionlm.cli.plan_question import add_plan_arguments
+from precisionlm.cli.plan_words import describe
 from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import UserError
 

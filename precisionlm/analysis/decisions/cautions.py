@@ -1,10 +1,16 @@
-"""What stands beside a number that a fit advises: how far it reaches beyond the runs, and what the fit does not know."""
+"""What stands beside a number that a fit advises: its interval, how far it is from the runs, what is not known."""
+
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from precisionlm.analysis.decisions.cost import Cost
+from precisionlm.analysis.decisions.optimum import compute_optimal, optimum_interval
 from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.laws.precision import categories, width_of
+from precisionlm.analysis.fitting.findings import FEW_GROUPS
+from precisionlm.analysis.laws.precision import categories, reads_width, width_of
 
+Between = tuple[float, float]
 FAR = 3.0  # times beyond the largest or below the smallest that is called an extrapolation
 
 
@@ -36,3 +42,37 @@ def of_the_fit(analysis: Analysis) -> list[str]:
     """The status of a fit that did not simply converge, and why."""
     status = analysis.result.status.value
     return [f"the fit is {status}: {'; '.join(analysis.result.messages)}"] if status != "converged" else []
+
+
+def positive_interval(analysis: Analysis, value: Callable[[Mapping[str, float]], float]) -> Between:
+    """95 % interval of a positive number derived from the constants, taken of its logarithm; (0, inf) where it rests on
+    constants that the data leave open."""
+    low, high = analysis.interval_of(lambda params: float(np.log(value(params))))
+    return float(np.exp(low)), float(np.exp(high))
+
+
+def optimum_intervals(
+    analysis: Analysis, compute: float, cost: Cost = Cost(), n: float | None = None, d: float | None = None,
+    bits: float | None = None, at: Mapping[str, float] | None = None,
+) -> dict[str, Between]:  # fmt: skip
+    """95 % intervals of N, D and P of least loss, those that are free: over refits, or linearised without any."""
+    law = analysis.law
+
+    def log_of(name: str) -> Callable[[Mapping[str, float]], float]:
+        return lambda params: float(np.log(getattr(compute_optimal(law, params, compute, cost, n, d, bits, at), name)))
+
+    free = [name for name, kept in (("N", n), ("D", d)) if kept is None]
+    free += ["P"] if bits is None and reads_width(law) else []
+    linear = {name: analysis.result.interval_of(log_of(name)) for name in free}
+    ends = {name: (float(np.exp(low)), float(np.exp(high))) for name, (low, high) in linear.items()}
+    if analysis.bootstrap and np.isfinite(list(linear.values())).all():
+        drawn = optimum_interval(law, analysis.bootstrap.samples, compute, cost, n, d, bits, at)
+        few = any(finding.kind == FEW_GROUPS for finding in analysis.findings)
+        return {k: (min(drawn[k][0], ends[k][0]), max(drawn[k][1], ends[k][1])) if few else drawn[k] for k in free}
+    return ends
+
+
+def left_open(between: Mapping[str, Between]) -> list[str]:
+    """Which of these numbers the data do not determine, in one sentence."""
+    lost = [name for name, (_, high) in between.items() if np.isinf(high)]
+    return [f"the data do not determine {', '.join(lost)}: any value is compatible with them"] if lost else []

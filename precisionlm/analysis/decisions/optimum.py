@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from precisionlm.analysis.decisions.cost import Cost
+from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.laws.base import INF, Law
 from precisionlm.analysis.laws.precision import columns_at, reads_width, too_coarse
 from precisionlm.errors import UserError
@@ -62,11 +63,12 @@ def optimum_interval(
     law: Law, samples: np.ndarray, compute: float, cost: Cost = Cost(), n: float | None = None, d: float | None = None,
     bits: float | None = None, at: Mapping[str, float] | None = None,
 ) -> dict[str, tuple[float, float]]:  # fmt: skip
-    """Percentile 95 % intervals of N, D and P over refits: samples (R, p) in the law's order."""
+    """Percentile 95 % intervals of N, D and P over refits: samples (R, p) in the law's order. A refit under which
+    nothing is bought counts as infinite."""
     sets = {name: samples[:, i, None] for i, name in enumerate(law.names)}
     found = _search(law, sets, compute, cost, n, d, bits, at or {})
-    return {name: (float(np.percentile(v, 2.5)), float(np.percentile(v, 97.5)))
-            for name, v in zip(("N", "D", "P"), found, strict=True)}  # fmt: skip
+    ends = {name: percentile_interval(v) for name, v in zip(("N", "D", "P"), found, strict=True)}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
 
 
 def critical_data(law: Law, params: Mapping[str, float], columns: Mapping[str, float]) -> float:
@@ -127,7 +129,10 @@ def _search(
     law: Law, sets: dict[str, np.ndarray], compute: float, cost: Cost, n: float | None, d: float | None,
     bits: float | None, at: Mapping[str, float],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """(S,) sizes, tokens and widths of least loss for S sets of parameters."""
+    """(S,) sizes, tokens and widths of least loss for S sets of parameters; NaN for a set that buys nothing, if others
+    do."""
+    if law.is_gap:
+        raise UserError(f"law {law.name} describes the gap alone; a budget needs the whole loss")
     for name, value in (("--compute", compute), ("--size", n), ("--tokens", d), ("--bits", bits)):
         if value is not None and not 0 < value < INF:
             raise UserError(f"{name} {value:g}: must be a positive number")
@@ -165,10 +170,11 @@ def _search(
     else:
         point = np.zeros((count, 1))
         value = loss(point[:, None, :])[:, 0]
-    if not np.isfinite(value).all():
+    bought = np.isfinite(value)
+    if not bought.any():
         raise UserError(_why_nothing(law, sets, compute, cost, n, bits, at))
-    sizes, tokens, widths = split(point)
-    return np.asarray(sizes), np.asarray(tokens), np.asarray(widths)
+    sizes, tokens, widths = (np.where(bought, v, np.nan) for v in split(point))
+    return sizes, tokens, widths
 
 
 def _columns(law: Law, params: Mapping[str, Any], bits: Any, at: Mapping[str, float]) -> dict[str, Any]:
@@ -201,6 +207,8 @@ def _optimum(
     notes = [f"{name} is at the edge of the search ({value:.4g})"
              for name, value, edges in (("N", n, SIZES), ("P", p, BITS))
              if value <= edges[0] * 1.001 or value >= edges[1] * 0.999]  # fmt: skip
+    if d < n:
+        notes.append(f"{d / n:.2g} tokens per parameter: laws are fitted on runs with more tokens than parameters")
     return Optimum(n, d, p, loss, float(cost.total(n, d, p)), columns, notes=tuple(notes))
 
 

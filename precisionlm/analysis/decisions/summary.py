@@ -3,21 +3,27 @@
 Every sentence carries what its numbers rest on: intervals, the status of the fit, how far it reaches beyond the runs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from precisionlm.analysis.decisions.cautions import beyond_the_runs, of_the_fit
+from precisionlm.analysis.decisions.cautions import (
+    Between,
+    beyond_the_runs,
+    left_open,
+    of_the_fit,
+    optimum_intervals,
+    positive_interval,
+)
 from precisionlm.analysis.decisions.cost import TRAIN
 from precisionlm.analysis.decisions.formats import formats_under
-from precisionlm.analysis.decisions.optimum import Optimum, compute_optimal, critical_data, optimum_interval
+from precisionlm.analysis.decisions.optimum import Optimum, compute_optimal, critical_data
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.laws.precision import categories, label_of, reads_width, unquantized
 from precisionlm.errors import UserError
 
 FACTORS = (1, 10, 100)
 UNITS = "budgets are 16-bit-equivalent FLOPs of training, 6 N D P/16; parameters are non-embedding ones"
-Between = tuple[float, float]
 
 
 def decisions(analysis: Analysis) -> list[str]:
@@ -54,13 +60,13 @@ def _budget(analysis: Analysis, largest: float, factor: int, at: dict[str, float
             if choice.best is None:
                 return lead + f"no answer ({choice.reason})."
             best, bits, at = choice.best, choice.bits, choice.at
-        between = _intervals(analysis, budget, bits, at)
+        between = optimum_intervals(analysis, budget, bits=bits, at=at)
     except UserError as problem:
         return lead + f"no answer ({problem})."
     text = f"train {_with('N', best.N, '.3g', between)} parameters on {_with('D', best.D, '.3g', between)} tokens"
     text += _precision(analysis, best, at, between)
     notes = [*best.notes, *beyond_the_runs(analysis, best.N, best.D, best.P), *of_the_fit(analysis)]
-    notes += _open(between)
+    notes += left_open(between)
     beware = f" Beware: {'; '.join(notes)}." if notes else ""
     return lead + f"{text}; predicted loss {best.loss:.4g} nats/token.{beware}"
 
@@ -76,34 +82,11 @@ def _precision(analysis: Analysis, best: Optimum, at: Mapping[str, float], betwe
     return f" at {_with('P', best.P, '.2f', between)} bits{named}"
 
 
-def _intervals(analysis: Analysis, budget: float, bits: float | None, at: dict[str, float]) -> dict[str, Between]:
-    """95 % intervals of N, D and P; infinite where the data leave them open."""
-    law = analysis.law
-    names = ("N", "D", "P") if reads_width(law) else ("N", "D")
-
-    def log_of(name: str) -> Callable[[Mapping[str, float]], float]:
-        return lambda params: float(np.log(getattr(compute_optimal(law, params, budget, bits=bits, at=at), name)))
-
-    if analysis.bootstrap and np.isfinite(analysis.result.interval_of(log_of("N"))).all():
-        return optimum_interval(law, analysis.bootstrap.samples, budget, bits=bits, at=at)
-    return {name: _exponential(analysis.result.interval_of(log_of(name))) for name in names}
-
-
-def _exponential(ends: Between) -> Between:
-    low, high = (float(np.exp(end)) for end in ends)
-    return low, high
-
-
 def _with(name: str, number: float, style: str, between: Mapping[str, Between]) -> str:
     low, high = between.get(name, (np.nan, np.nan))
     return (
         f"{number:{style}} [{low:{style}}, {high:{style}}]" if np.isfinite([low, high]).all() else f"{number:{style}}"
     )
-
-
-def _open(between: Mapping[str, Between]) -> list[str]:
-    lost = [name for name, ends in between.items() if np.isinf(ends).any()]
-    return [f"the data do not determine {', '.join(lost)}: any value is compatible with them"] if lost else []
 
 
 def _critical(analysis: Analysis, at: dict[str, float]) -> list[str]:
@@ -124,9 +107,9 @@ def _critical(analysis: Analysis, at: dict[str, float]) -> list[str]:
         if not np.isfinite(found):
             lines.append(text + "more training never makes it worse under this law." + _beware(of_the_fit(analysis)))
             continue
-        between = {"the critical tokens": _exponential(analysis.interval_of(lambda p, f=tokens: float(np.log(f(p)))))}
+        between = {"the critical tokens": positive_interval(analysis, tokens)}
         shown = _with("the critical tokens", found, ".3g", between)
-        notes = [*beyond_the_runs(analysis, size, found), *of_the_fit(analysis), *_open(between)]
+        notes = [*beyond_the_runs(analysis, size, found), *of_the_fit(analysis), *left_open(between)]
         lines.append(text + f"beyond {shown} tokens more training makes it worse." + _beware(notes))
     return lines
 

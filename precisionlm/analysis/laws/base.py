@@ -143,7 +143,7 @@ class Law:
     columns at a width, or at the format of these exponent and mantissa bits. `kept_share(p, c)`: N_eff/N of
     what the formula reads, in NumPy, NaN where it is undefined.
     `figures`: module whose `draw(law, params)`, and `of_runs(frame, analysis)` if it has one, draw what the law's paper
-    shows.
+    shows. `without_offsets`: name of the same law without the offsets that decide where its best width lies.
 
     `adapt(columns, references)`: the member of the law's family that these
     rows can determine: symbol -> (rows,) numbers, or text for a category; references: category symbol -> the level
@@ -163,6 +163,7 @@ class Law:
     at_bits: Callable[[Mapping[str, Any], Any, Fields], dict[str, Any]] | None = field(default=None, compare=False)
     kept_share: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = field(default=None, compare=False)
     figures: str = field(default="", compare=False)
+    without_offsets: str = field(default="", compare=False)
     stages: tuple[Stage, ...] = field(default=(), compare=False)
     restrictions: tuple[Restriction, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)

@@ -145,7 +145,7 @@ def ptq_parameters() -> list[Parameter]:
 
 def label(columns: Mapping[str, Any]) -> str:
     """Widths in training and after it, as W4A8KV16 PTQ4."""
-    trained = "".join(f"{x.upper()}{min(columns[f'P_{x}'], HIGH):g}" for x in OPERANDS if f"P_{x}" in columns)
+    trained = "".join(f"{x.upper()}{min(columns[f'P_{x}'], HIGH):.3g}" for x in OPERANDS if f"P_{x}" in columns)
     post = columns.get("P_post", INF)
     return " ".join(filter(None, (trained, f"PTQ{post:g}" if np.isfinite(post) else "")))
 
@@ -174,7 +174,11 @@ def law(name: str, formula: Kumar, title: str, notes: tuple[str, ...] = (), adap
     constants = {k: TABLE_2[k] for k in names if k in TABLE_2}
     printed: tuple[Published, ...] = ()
     if set(constants) == set(names) and formula.operands:
-        note = "" if formula.offsets else "the appendix's offsets n_x left out, as in the paper's main text"
+        note = "the appendix's offsets n_x left out, as in the paper's main text"
+        if formula.offsets:
+            note = (
+                "with the offsets n_x of its appendix; that of per-tensor activations, n_a, moves the best width most"
+            )
         printed = (Published(tuple(constants.items()), SOURCE + ", Table 2", note),)
     base = tuple(p.name for p in base_parameters(formula.tied))
     return Law(
@@ -189,6 +193,7 @@ def law(name: str, formula: Kumar, title: str, notes: tuple[str, ...] = (), adap
         label=label,
         kept_share=formula.kept_share if formula.operands else None,
         figures=FIGURES,
+        without_offsets="kumar_no_offsets" if name in ("kumar", "kumar_no_offsets") else "",
         stages=(
             Stage(base, "rows trained at 16 bits and not quantized", _unquantized),
             Stage(

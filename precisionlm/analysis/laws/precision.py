@@ -16,6 +16,7 @@ from precisionlm.precision.recipe import parse_value
 
 UNQUANTIZED = 1e3  # bits of an operand that loses nothing
 BLOCK = 128.0  # elements per scale where a law reads them and nobody says how many
+EXAMPLES = {"block": "7", "group": "128", "bits": "4"}
 ALIASES = {"fp4": "e2m1", "fp6": "e3m2", "fp8": "e4m3", "fp16": "e5m10", "float32": "bf16", "fp32": "bf16"}
 
 
@@ -75,37 +76,39 @@ def _find(symbol: Symbol, text: str) -> float | None:
 
 
 def columns_at(
-    law: Law,
-    params: Mapping[str, Any],
-    bits: Any = None,
-    name: str | None = None,
-    at: Mapping[str, float] | None = None,
+    law: Law, params: Mapping[str, Any], bits: Any = None, name: str = "", at: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
     """Every column of the law but N and D at a width or at a format's name.
 
     bits: number or array. at: values of single symbols, which win. Raises UserError where a symbol is left without a
     value or where the law has no such format.
     """
-    columns, kinds = dict[str, Any](), [s for s in categories(law) if s.name not in (at or {})]
-    if kinds and name is not None:
-        columns |= _levels_named(law, kinds, name)
-    elif kinds and bits is not None:
-        columns |= {s.name: _of_width(law, s, float(bits)) for s in kinds if np.isfinite(_widths(s)).any()}
-    elif name is not None:
-        number_format, group = format_named(name)
-        columns |= _at_width(law, params, number_format.bits, (number_format.exponent, number_format.mantissa))
-        columns |= {s.name: _grouped(s, group) for s in law.symbols if group and s.kind in ("block", "group")}
-    elif bits is not None:
-        columns |= _at_width(law, params, bits, None)
-    columns |= at or {}
+    columns = {**said_by(law, params, bits, name, at), **(at or {})}
     for symbol in law.symbols:
         if symbol.name in ("N", "D") or symbol.name in columns:
             continue
         if symbol.default is None:
-            how = f"--at {symbol.name}={symbol.levels[0] if symbol.levels else '128'}"
+            how = f"--at {symbol.name}={symbol.levels[0] if symbol.levels else EXAMPLES.get(symbol.kind, '1')}"
+            how += " or --format" if symbol.kind in ("category", "field") else ""
             raise UserError(f"law {law.name}: give a value of {symbol.name} ({symbol.meaning}), as in {how}")
         columns[symbol.name] = symbol.default
     return columns
+
+
+def said_by(
+    law: Law, params: Mapping[str, Any], bits: Any = None, name: str = "", at: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Those columns that a width or a format's name decides, beside the symbols of `at`. Raises UserError."""
+    kinds = [s for s in categories(law) if s.name not in (at or {})]
+    if kinds and name:
+        return _levels_named(law, kinds, name)
+    if kinds and bits is not None:
+        return {s.name: _of_width(law, s, float(bits)) for s in kinds if np.isfinite(_widths(s)).any()}
+    if name:
+        number_format, group = format_named(name)
+        fields = _at_width(law, params, number_format.bits, (number_format.exponent, number_format.mantissa))
+        return fields | {s.name: _grouped(s, group) for s in law.symbols if group and s.kind in ("block", "group")}
+    return {} if bits is None else _at_width(law, params, bits, None)
 
 
 def _at_width(law: Law, params: Mapping[str, Any], bits: Any, fields: Fields) -> dict[str, Any]:
@@ -141,9 +144,9 @@ def _grouped(symbol: Symbol, group: float) -> float:
     return float(np.log2(group)) if symbol.kind == "block" else float(group)
 
 
-def with_block(law: Law, elements: float) -> dict[str, float]:
+def with_block(law: Law, elements: float, kinds: tuple[str, ...] = ("block", "group")) -> dict[str, float]:
     """The columns that say how many elements share a scale."""
-    return {s.name: _grouped(s, elements) for s in law.symbols if s.kind in ("block", "group")}
+    return {s.name: _grouped(s, elements) for s in law.symbols if s.kind in kinds}
 
 
 def unquantized(law: Law) -> dict[str, float]:
