@@ -42,7 +42,11 @@ def _add_fit(subparsers: Any) -> None:
         "precisionlm fit --runs runs.csv --law kumar --bootstrap 1000 --json",
     )  # fmt: skip
     add_table_arguments(parser)
-    parser.add_argument("--law", required=True, help="name of the law, such as chinchilla, kumar, sun, chen, frantar; or FILE.py:NAME, one of your own")
+    parser.add_argument(
+        "--law",
+        required=True,
+        help="name of the law, such as chinchilla, kumar, sun, chen, frantar; or FILE.py:NAME, one of your own",
+    )
     add_fit_arguments(parser, bootstrap=0)
     parser.add_argument("--staged", action="store_true", help="fit the base on unquantized runs first, the rest after")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

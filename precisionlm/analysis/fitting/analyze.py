@@ -121,8 +121,8 @@ def analyze(
     """Fit the law `name` on a runs table.
 
     columns: symbol -> column. where: boolean column or expression. resamples: bootstrap refits, 0 for none. over: what
-    they draw, row, run or cell. choices: bounds, starts, fixed values, reference levels. staged: base first, precision terms after. weighted: by the
-    loss's standard error. Raises UserError for bad input.
+    they draw, row, run or cell. choices: bounds, starts, fixed values, reference levels. staged: base first, precision
+    terms after. weighted: by the loss's standard error. Raises UserError for bad input.
     """
     table = select(name, frame, columns, where, choices)
     choices.check([table.law])

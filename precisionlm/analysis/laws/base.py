@@ -66,8 +66,9 @@ class Symbol:
     """A letter of the formula and the column of the runs table that it reads by default.
 
     Kinds: `count` (positive), `bits` (positive), `ptq_bits` (missing means: not quantized, read as inf), `field`
-    (exponent or mantissa bits, or a share; may be 0), `block` (elements per scale, read as log2; 0 for no scale), `group`
-    (elements per scale, 1 for no scale), `category` (text, read as the position in `levels`), `positive`. Of every kind but `ptq_bits` a missing value leaves its row out, counted: it never stands for a value.
+    (exponent or mantissa bits, or a share; may be 0), `block` (elements per scale, read as log2; 0 for no scale),
+    `group` (elements per scale, 1 for no scale), `category` (text, read as the position in `levels`), `positive`. Of
+    every kind but `ptq_bits` a missing value leaves its row out, counted: it never stands for a value.
     `derive(frame, names)` computes the column (rows,) from others of the table where it is absent; `sources` are the
     symbols that this reads, whose columns a user may rename too.
     """

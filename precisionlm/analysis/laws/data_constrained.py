@@ -1,4 +1,4 @@
-"""Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", arXiv:2305.16264: what repeated tokens are worth.
+"""Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", arXiv:2305.16264: repeated tokens.
 
     L  = A / N'^α + B / D'^β + E
     D' = U_D + U_D R*_D (1 - exp(-R_D / R*_D)),   U_D = min(U, D),       R_D = D / U_D - 1                       (Eq 5)

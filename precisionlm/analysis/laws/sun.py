@@ -9,7 +9,17 @@ scale spans the range, a further exponent bit can cost (block formats).
 
 from typing import Any
 
-from precisionlm.analysis.laws.base import D, Law, N, Parameter, Published, Symbol, coefficient, exponent, signed_exponent
+from precisionlm.analysis.laws.base import (
+    D,
+    Law,
+    N,
+    Parameter,
+    Published,
+    Symbol,
+    coefficient,
+    exponent,
+    signed_exponent,
+)
 
 SOURCE = "Sun et al. 2025, arXiv:2501.02423"
 
