@@ -9,14 +9,28 @@ r: last learning rate over the largest (0 to 1); s: share of the steps in which 
 κ_s > 0 are what they describe; γ_D then says what tokens do at a fixed schedule.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from precisionlm.analysis.laws.base import GAP, Columns, D, Law, N, Parameter, References, Symbol
 from precisionlm.analysis.laws.kumar import P_POST, ptq_parameters, ptq_term
-from precisionlm.analysis.table.derive import decay_share
+from precisionlm.errors import UserError
+
+
+def decay_share(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarray:
+    """(rows,) share of the steps in which the learning rate falls: of cosine and linear schedules all after the
+    warm-up; NaN for others, which do not say when they begin to fall."""
+    needed = ("schedule", "warmup_steps", "steps")
+    missing = [column for column in needed if column not in frame.columns]
+    if missing:
+        raise UserError(f"no column 'decay_share', and none can be computed without column {', '.join(missing)}")
+    warmup, steps = (pd.to_numeric(frame[column], errors="coerce") for column in needed[1:])
+    return np.where(frame["schedule"].isin(["cosine", "linear"]), 1.0 - warmup / steps, np.nan)
+
 
 FINAL = Symbol("r", "final_lr_fraction", "field", "last learning rate / largest one (0 to 1)")
 DECAY = Symbol("s", "decay_share", "field", "share of the steps in which the learning rate decays", derive=decay_share)
