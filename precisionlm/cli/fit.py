@@ -107,11 +107,12 @@ def print_fit(analysis: Analysis) -> None:
     print(f"{result.share:.0%} of {result.starts} starts reached it in {result.seconds:.1f} s")
     excluded = "; ".join(f"{count} x {reason}" for reason, count in result.table.excluded.items())
     print(f"rows used {result.rows_used}, excluded {result.rows_excluded}" + (f" ({excluded})" if excluded else ""))
+    print(f"95 % intervals: {analysis.intervals_from}")
+    intervals = analysis.intervals
     for p in analysis.law.parameters:
-        low_high = analysis.intervals.get(p.name) if p.name in result.free else None
-        interval = f"  [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else ""
-        held = "" if p.name in result.free else "  held"
-        print(f"  {p.name:<11} {result.params[p.name]:<12.6g}{interval:<26}{held}  {p.meaning}")
+        interval = "  [{:.4g}, {:.4g}]".format(*intervals[p.name]) if p.name in intervals else ""
+        known = "  held" if p.name not in result.free else "" if analysis.identified[p.name] else "  not identified"
+        print(f"  {p.name:<11} {result.params[p.name]:<12.6g}{interval:<26}{known}  {p.meaning}")
     for warning in dict.fromkeys(analysis.warnings):
         print(f"warning: {warning}", file=sys.stderr)
 

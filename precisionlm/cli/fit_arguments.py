@@ -3,10 +3,12 @@
 import argparse
 import math
 import re
+from dataclasses import asdict
 from typing import Any
 
 from precisionlm.analysis.fitting.analyze import Analysis, analyze, select
 from precisionlm.analysis.fitting.choices import Choices
+from precisionlm.analysis.fitting.grouping import OVER
 from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.analysis.table import read as tables
 from precisionlm.errors import UserError
@@ -30,8 +32,9 @@ def add_fit_arguments(parser: argparse.ArgumentParser, bootstrap: int) -> None:
         "--bootstrap", type=int, default=bootstrap, metavar="N", help=f"refits for intervals (default {bootstrap})"
     )
     parser.add_argument(
-        "--over", choices=("row", "run", "cell"), default="run", help="what the bootstrap resamples (default run)"
-    )
+        "--over", choices=OVER, default="auto",
+        help="rows that share their noise, for intervals: the data decide (auto), or row, run, seed or (N, D) cell",
+    )  # fmt: skip
     parser.add_argument("--weights", action="store_true", help="weight rows by the loss's standard error")
     add_choices(parser)
     add_dry_run(parser)
@@ -156,12 +159,13 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
         "fitted": list(result.free), "starts": result.starts, "share_at_optimum": result.share,
         "gradient_cosine": result.gradient, "condition": result.condition, "r2": result.r2,
         "rms_log_residual": result.rms_log, "correlation": result.correlation.tolist(),
-        "warnings": list(dict.fromkeys(analysis.warnings)), "seconds": result.seconds,
+        "findings": [asdict(finding) for finding in analysis.findings], "identified": analysis.identified,
+        "intervals": {k: list(v) for k, v in analysis.intervals.items()}, "intervals_from": analysis.intervals_from,
+        "standard_errors": analysis.standard_errors, "warnings": list(dict.fromkeys(analysis.warnings)),
+        "seconds": result.seconds,
     }  # fmt: skip
     if analysis.bootstrap:
         boot = analysis.bootstrap
-        out["intervals"] = {k: list(v) for k, v in boot.intervals.items()}
-        out["standard_errors"] = boot.errors
         out["bootstrap"] = {"resamples": boot.resamples, "finished": len(boot.samples), "over": boot.over,
                             "groups": boot.groups, "seconds": boot.seconds}  # fmt: skip
     if analysis.stages:

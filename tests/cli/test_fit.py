@@ -36,7 +36,8 @@ def test_fit_json_has_the_promised_keys(call, tiny_csv):
     data = json.loads(out)
     assert code == 0 and data["law"] == "chinchilla_tied" and data["rows_used"] == 12 and data["rows_excluded"] == 12
     assert set(data["params"]) == {"A", "B", "E", "alpha"} and len(data["intervals"]["alpha"]) == 2
-    assert data["status"] in ("converged", "at-bound", "ill-conditioned", "not-converged")
+    assert data["status"] == "not-identified" and set(data["identified"]) == set(data["params"])
+    assert {"kind", "constants", "text"} == set(data["findings"][0])
     assert isinstance(data["objective"], float) and data["objective_name"] == "squares"
 
 

@@ -1,6 +1,6 @@
 """One call from a runs table and the name of a law to constants, status and intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,8 +9,10 @@ import pandas as pd
 from precisionlm.analysis import laws
 from precisionlm.analysis.fitting.bootstrap import Bootstrap, bootstrap
 from precisionlm.analysis.fitting.choices import Choices
+from precisionlm.analysis.fitting.findings import FEW_GROUPS, Finding, concerning
 from precisionlm.analysis.fitting.fit import FitResult, error_weights, fit, fit_staged
 from precisionlm.analysis.fitting.objective import Objective
+from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.laws.base import Law, Symbol
 from precisionlm.analysis.table.read import Table, level, prepare
 from precisionlm.errors import UserError
@@ -30,9 +32,63 @@ class Analysis:
         return self.result.law
 
     @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All that a reader must know, each with the constants it concerns."""
+        return self.result.findings
+
+    @property
+    def identified(self) -> dict[str, bool]:
+        """Fitted constant -> whether the data determine it."""
+        return self.result.identified
+
+    @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Name -> percentile 95 % interval; empty without a bootstrap."""
-        return self.bootstrap.intervals if self.bootstrap else {}
+        """Fitted constant -> 95 % interval: of the bootstrap where there is one, linearised otherwise. A constant that
+        is not identified has the interval of its bounds."""
+        linear = self.result.intervals
+        if not self.bootstrap:
+            return linear
+        drawn = self.bootstrap.intervals
+        rough = any(f.kind == FEW_GROUPS for f in self.findings)
+
+        def ends(name: str) -> tuple[float, float]:
+            low, high = drawn[name]
+            # Refits of few groups, or all on one bound, say too little of how far a constant may be away.
+            if rough or not low < high:
+                return min(low, linear[name][0]), max(high, linear[name][1])
+            return low, high
+
+        return {n: ends(n) if self.identified[n] else linear[n] for n in linear}
+
+    @property
+    def intervals_from(self) -> str:
+        """Where the intervals come from and which rows share their noise, in one line."""
+        groups = self.result.uncertainty.grouping
+        how = f"{self.bootstrap.resamples} bootstrap refits" if self.bootstrap else "linearised"
+        return f"{how}, {groups.count} {groups.why}"
+
+    @property
+    def standard_errors(self) -> dict[str, float]:
+        """Fitted constant -> standard error, of the bootstrap where there is one; inf where it is not identified."""
+        linear = self.result.standard_errors
+        drawn = self.bootstrap.errors if self.bootstrap else linear
+        return {n: drawn[n] if self.identified[n] else linear[n] for n in linear}
+
+    def interval_of(self, value: Callable[[Mapping[str, float]], float]) -> tuple[float, float]:
+        """95 % interval of a number derived from the constants (name -> value), such as a loss, an optimum or critical
+        data; (-inf, inf) where it rests on constants that the data leave open."""
+        linear = self.result.interval_of(value)
+        if not self.bootstrap or not np.isfinite(linear).all():
+            return linear
+        names = self.law.names
+        low, high = percentile_interval([value(dict(zip(names, s, strict=True))) for s in self.bootstrap.samples])
+        if any(f.kind == FEW_GROUPS for f in self.findings):
+            return min(float(low), linear[0]), max(float(high), linear[1])
+        return float(low), float(high)
+
+    def caution(self, constants: Iterable[str] | None = None) -> tuple[str, ...]:
+        """What to say beside a number that rests on these constants (all fitted ones by default): plain sentences."""
+        return tuple(f.text for f in concerning(self.findings, self.result.free if constants is None else constants))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -42,10 +98,10 @@ class Analysis:
     def _wide(self) -> tuple[str, ...]:
         """Constants whose interval spans a factor of three or crosses zero's neighbourhood."""
         runs = int(self.result.table.cluster.max()) + 1
-        wide = {}
+        wide, intervals = {}, self.intervals
         for name in self.result.free:
-            low, high = self.intervals.get(name, (1.0, 1.0))
-            shape = not self.law.parameter(name).linear
+            low, high = intervals[name]
+            shape = not self.law.parameter(name).linear and self.identified[name]
             if shape and (high - low) > abs(self.result.params[name]) and high > low:
                 wide[name] = f"{name} {low:.3g} to {high:.3g}"
         if not wide:
@@ -113,7 +169,7 @@ def analyze(
     objective: Objective = Objective(),
     starts: int = 500,
     resamples: int = 0,
-    over: str = "run",
+    over: str = "auto",
     choices: Choices = Choices(),
     staged: bool = False,
     weighted: bool = False,
@@ -121,7 +177,7 @@ def analyze(
     """Fit the law `name` on a runs table.
 
     columns: symbol -> column. where: boolean column or expression. resamples: bootstrap refits, 0 for none. over: what
-    they draw, row, run or cell. choices: bounds, starts, fixed values, reference levels. staged: base first, precision
+    they draw, see `grouping`. choices: bounds, starts, fixed values, reference levels. staged: base first, precision
     terms after. weighted: by the loss's standard error. Raises UserError for bad input.
     """
     table = select(name, frame, columns, where, choices)
@@ -133,5 +189,5 @@ def analyze(
         result = stages[-1]
     else:
         weights = error_weights(table) if weighted else None
-        stages, result = (), fit(table, objective, starts, choices.fixed, weights)
+        stages, result = (), fit(table, objective, starts, choices.fixed, weights, over=over)
     return Analysis(result, bootstrap(result, resamples, over) if resamples else None, stages[:-1])

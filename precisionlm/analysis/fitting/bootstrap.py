@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from precisionlm.analysis.fitting.fit import FitResult
+from precisionlm.analysis.fitting.grouping import grouping
+from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.fitting.solve import solve
 from precisionlm.analysis.laws.base import Law
 from precisionlm.errors import UserError
-
-LEVELS = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Bootstrap:
     """Refits on resampled runs.
 
     samples: (R, p) natural values in the law's order, finished refits only. resamples: how many were asked for.
-    over: what was resampled, row, run or cell. groups: how many of those there are.
+    over: what was resampled, row, run, seed or cell. groups: how many of those there are.
     """
 
     law: Law
@@ -33,7 +33,7 @@ class Bootstrap:
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Name -> percentile 95 % interval."""
-        low, high = np.percentile(self.samples, LEVELS, axis=0)
+        low, high = percentile_interval(self.samples)
         return {n: (float(a), float(b)) for n, a, b in zip(self.law.names, low, high, strict=True)}
 
     @property
@@ -48,29 +48,22 @@ class Bootstrap:
 
     def band(self, columns: Mapping[str, ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
         """Percentile 95 % band of the law (not of a new run, which adds its own noise): two (rows,) arrays."""
-        predicted = self.predictions(columns)
-        predicted = np.where(np.isfinite(predicted), predicted, np.inf)
-        low, high = np.percentile(predicted, LEVELS, axis=0, method="nearest")
-        return low, high
+        return percentile_interval(self.predictions(columns))
 
 
-def bootstrap(result: FitResult, resamples: int = 1000, over: str = "run", seed: int = 0) -> Bootstrap:
-    """Refit from the optimum on `resamples` draws with replacement of rows, runs or (N, D) cells.
+def bootstrap(result: FitResult, resamples: int = 1000, over: str = "auto", seed: int = 0) -> Bootstrap:
+    """Refit from the optimum on `resamples` draws with replacement of groups of rows that share their noise.
 
-    Rows of one run (its post-training evaluations) are drawn together under `run`; `cell` also keeps runs of one
-    (N, D) together. Raises UserError for an unknown unit or fewer than two groups of it.
+    over: row, run, seed or cell, or auto: what the data say, see `grouping`. Raises UserError for another unit or
+    fewer than two groups of it.
     """
     began = time.perf_counter()
-    table = result.table
-    groups = {"row": np.arange(len(table)), "run": table.cluster, "cell": table.cell}
-    if over not in groups:
-        raise UserError(f"bootstrap over '{over}'; valid: row, run, cell")
     if resamples < 2:
         raise UserError(f"--bootstrap {resamples}: at least 2 resamples are needed")
-    group = groups[over]
-    count = int(group.max()) + 1
+    groups = grouping(result.table, over)
+    group, count = groups.group, groups.count
     if count < 2:
-        raise UserError(f"bootstrap over {over}s needs at least two; the table has {count}")
+        raise UserError(f"bootstrap over {groups.over}s needs at least two; the table has {count}")
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
     weights = draws[:, group] * result.weights
     solution = solve(result.problem, np.repeat(result.point[None], resamples, axis=0), weights)
@@ -78,4 +71,4 @@ def bootstrap(result: FitResult, resamples: int = 1000, over: str = "run", seed:
     parameters = result.law.parameters
     points = solution.point[usable].T
     samples = np.stack([np.exp(z) if p.log else z for p, z in zip(parameters, points, strict=True)], axis=1)
-    return Bootstrap(result.law, samples, resamples, over, count, time.perf_counter() - began)
+    return Bootstrap(result.law, samples, resamples, groups.over, count, time.perf_counter() - began)
