@@ -69,8 +69,7 @@ class Choices:
                     f"--start {p.name}={low:g}:{high:g} lies outside of its bounds {p.bounds[0]:g}:{p.bounds[1]:g}; "
                     "see --bound"
                 )
-            # A linear constant is otherwise projected onto the data.
-            p = replace(p, start=(low, high), linear=False)
+            p = replace(p, begin=(low, high))
         return p
 
 

@@ -20,7 +20,8 @@ INF = float("inf")
 class Parameter:
     """One constant of a law.
 
-    `start`: range that starting values are spread over (natural units). `bounds`: values a fit may reach; a fit that
+    `start`: range of plausible values, that starting values are spread over (natural units); `begin`: where a user has
+    them begin instead. `bounds`: values a fit may reach; a fit that
     ends on one says so. `log`: searched as its logarithm. `linear`: the law is linear in it, so that starts are
     projected onto the data instead of being spread. `held`: the value a fit keeps because the data cannot tell it
     apart from another constant (None: fitted).
@@ -33,6 +34,12 @@ class Parameter:
     linear: bool = False
     held: float | None = None
     meaning: str = ""
+    begin: tuple[float, float] | None = None
+
+    @property
+    def projected(self) -> bool:
+        """Whether starting values are computed from the data rather than spread."""
+        return self.linear and self.held is None and self.begin is None
 
     def to_search(self, value: ArrayLike) -> np.ndarray:
         """Natural value -> search coordinate."""
