@@ -5,15 +5,25 @@ import sys
 from typing import Any
 
 from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.fitting.compare import as_table, compare, own_columns
+from precisionlm.analysis.fitting.compare import (
+    Comparison,
+    as_table,
+    check_columns,
+    compare,
+    excluded_lines,
+    own_columns,
+)
+from precisionlm.analysis.fitting.held_out import LEAST_ROWS
 from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.analysis.table import read as tables
 from precisionlm.cli.figures import add_figures, add_report
 from precisionlm.cli.fit_arguments import (
+    add_choices,
     add_dry_run,
     add_fit_arguments,
     add_table_arguments,
     as_json,
+    choices_of,
     dump,
     fit_from,
     names_of,
@@ -44,7 +54,11 @@ def _add_fit(subparsers: Any) -> None:
         "precisionlm fit --runs runs.csv --law kumar --bootstrap 1000 --json",
     )  # fmt: skip
     add_table_arguments(parser)
-    parser.add_argument("--law", required=True, help="name of the law, such as chinchilla, kumar, sun, chen, frantar; or FILE.py:NAME, one of your own")
+    parser.add_argument(
+        "--law",
+        required=True,
+        help="name of the law, such as chinchilla, kumar, sun, chen, frantar; or FILE.py:NAME, one of your own",
+    )
     add_fit_arguments(parser, bootstrap=0)
     parser.add_argument("--staged", action="store_true", help="fit the base on unquantized runs first, the rest after")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -60,11 +74,16 @@ def _add_compare(subparsers: Any) -> None:
         "precisionlm compare --runs runs.csv --laws chinchilla,kumar,sun --json",
     )
     add_table_arguments(parser)
-    parser.add_argument("--laws", required=True, metavar="A,B,...", help="names of two or more laws")
+    parser.add_argument("--laws", required=True, metavar="A,B,...", help="names of two or more laws, or FILE.py:NAME")
     parser.add_argument("--objective", default="huber:1e-3", help="huber:DELTA or squares (log residuals), or relative")
     parser.add_argument("--starts", type=int, default=200, help="starting points per law (default 200)")
     add_dry_run(parser)
-    parser.add_argument("--folds", type=int, default=10, help="folds over (N, D) pairs (default 10)")
+    add_choices(parser)
+    parser.add_argument("--folds", type=int, default=10, help="folds over (N, D) pairs, 2 or more (default 10)")
+    parser.add_argument(
+        "--held-out", type=int, default=LEAST_ROWS, metavar="ROWS",
+        help=f"rows to hold out at the largest N and D at least: the next largest are added (default {LEAST_ROWS})",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -118,31 +137,47 @@ def print_fit(analysis: Analysis) -> None:
 def run_compare(arguments: argparse.Namespace) -> int:
     """`precisionlm compare`."""
     frame, names = tables.read(arguments.runs), names_of(arguments.laws)
-    renamed = tables.parse_columns(arguments.columns)
+    renamed, choices = tables.parse_columns(arguments.columns), choices_of(arguments)
     if arguments.dry_run:
+        check_columns(names, renamed)
         return show_plan(
             arguments, [preview(arguments, frame, law, columns=own_columns(law, renamed)) for law in names]
         )
     comparison = compare(
-        frame, names, renamed, arguments.where, parse_objective(arguments.objective), arguments.starts, arguments.folds
-    )
+        frame, names, renamed, arguments.where, parse_objective(arguments.objective), arguments.starts,
+        arguments.folds, choices=choices, least=arguments.held_out,
+    )  # fmt: skip
     if arguments.json:
-        dump({
-            "rows_used": comparison.rows, "rows_excluded": sum(comparison.excluded.values()),
-            "ranking": [s.fit.law.name for s in comparison.scores],
-            "laws": [as_json(Analysis(s.fit)) | {"held_out_rms_log": s.held_out} for s in comparison.scores],
-            "squared_error_above_best": {k: list(v) for k, v in comparison.differences.items()},
-            "warnings": list(comparison.warnings),
-        })  # fmt: skip
+        dump(_comparison_json(comparison))
         return 0
     shown = as_table(comparison)
-    rows = [shown["head"], *shown["rows"]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print(shown["caption"])
+    for line in excluded_lines(comparison):
+        print(line)
+    rows = [shown["head"], *shown["rows"]]
+    widths = [max(len(row[i]) for row in rows if i != 2 or row[1]) for i in range(len(rows[0]))]
     print("\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows))
     for warning in comparison.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _comparison_json(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as plain data; a law that could not be fitted has `problem` alone."""
+    laws = [
+        (as_json(Analysis(s.fit)) if s.fit else {"problem": s.problem})
+        | {"law": s.name, "held_out_rms_log": {k: e.rms for k, e in s.held_out.items()},
+           "held_out_relative_error": {
+               k: {"median": e.median, "90%": e.q90, "max": e.worst} for k, e in s.held_out.items()}}
+        for s in comparison.scores
+    ]  # fmt: skip
+    return {
+        "rows_used": comparison.rows, "rows_excluded": comparison.rows_excluded, "excluded": comparison.excluded,
+        "held_out": {s.name: {"rows": s.rows, "cells": s.cells, "what": s.what} for s in comparison.splits},
+        "ranking": [s.name for s in comparison.scores], "laws": laws,
+        "squared_error_above_best": {k: list(v) for k, v in comparison.differences.items()},
+        "warnings": list(comparison.warnings),
+    }  # fmt: skip
 
 
 def run_plan(arguments: argparse.Namespace) -> int:

@@ -110,12 +110,11 @@ def show_plan(arguments: argparse.Namespace, fits: list[dict[str, Any]]) -> int:
 
 def choices_of(arguments: argparse.Namespace) -> Choices:
     """What the arguments --fix, --bound, --start and --reference decide."""
-    references = (arguments.reference or "").strip()
     return Choices(
         bounds=parse_ranges(arguments.bound, "--bound"),
         starts=parse_ranges(arguments.start, "--start"),
         fixed=parse_values(arguments.fix, "--fix"),
-        references=parse_references(references),
+        reference=arguments.reference or "",
     )
 
 
@@ -148,14 +147,6 @@ def parse_values(text: str | None, option: str) -> dict[str, float]:
         if low != high or not math.isfinite(low):
             raise UserError(f"{option} {name}={low:g}:{high:g}: expected one finite number")
     return {name: low for name, (low, _) in ranges.items()}
-
-
-def parse_references(text: str) -> dict[str, str]:
-    """`bf16` -> {"": bf16}; `P=bf16,O=adamw` -> {symbol: level}. A level may hold commas and equal signs itself."""
-    symbols = re.split(r"(?:^|,)\s*(P|O|forward|backward)\s*=", text) if text else []
-    if len(symbols) < 3:
-        return {"": text} if text else {}
-    return {name: level.strip() for name, level in zip(symbols[1::2], symbols[2::2], strict=True)}
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:

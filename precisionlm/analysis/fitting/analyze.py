@@ -178,8 +178,7 @@ def analyze(
 
     columns: symbol -> column. where: boolean column or expression. resamples: bootstrap refits, 0 for none. over: what
     they draw, see `grouping`. choices: bounds, starts, fixed values, reference levels. staged: base first, precision
-    terms after. weighted: by the
-    loss's standard error. Raises UserError for bad input.
+    terms after. weighted: by the loss's standard error. Raises UserError for bad input.
     """
     table = select(name, frame, columns, where, choices)
     choices.check([table.law])

@@ -1,5 +1,6 @@
 """What a user decides about a law's constants before a fit: bounds, where starts lie, values, references of levels."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,13 +12,13 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Choices:
-    """bounds, starts: constant -> (low, high) in natural units. fixed: constant -> value. references: category symbol
-    -> level that the others are measured against; under '' the level of a law's only category."""
+    """bounds, starts: constant -> (low, high) in natural units. fixed: constant -> value. reference: the level that
+    the others of a law's text column are measured against, or SYMBOL=LEVEL,... for a law of several."""
 
     bounds: Mapping[str, Range] = field(default_factory=dict)
     starts: Mapping[str, Range] = field(default_factory=dict)
     fixed: Mapping[str, float] = field(default_factory=dict)
-    references: Mapping[str, str] = field(default_factory=dict)
+    reference: str = ""
 
     def applied(self, law: Law) -> Law:
         """The law with these bounds and starts; constants it does not have are left to `check`."""
@@ -28,16 +29,23 @@ class Choices:
         return {name: value for name, value in self.fixed.items() if name in law.names}
 
     def references_of(self, law: Law) -> dict[str, str]:
-        """Category symbol -> reference level. Raises UserError if it is not said of which of several."""
+        """Category symbol -> reference level; levels may hold commas and equal signs themselves.
+
+        Raises UserError if it is not said of which of several categories.
+        """
         categories = [symbol.name for symbol in law.symbols if symbol.kind == "category"]
-        named = {name: level for name, level in self.references.items() if name in categories}
-        if "" in self.references and len(categories) > 1:
+        if not self.reference or not categories:
+            return {}
+        parts = re.split(rf"(?:^|,)\s*({'|'.join(map(re.escape, categories))})\s*=", self.reference)
+        if len(parts) > 1:
+            return {name: level.strip() for name, level in zip(parts[1::2], parts[2::2], strict=True)}
+        if len(categories) > 1:
             told = " or ".join(f"{name}=LEVEL" for name in categories)
-            raise UserError(f"--reference {self.references['']}: law {law.name} has several; say {told}")
-        return named | ({categories[0]: self.references[""]} if "" in self.references and categories else {})
+            raise UserError(f"--reference {self.reference}: law {law.name} has several; say {told}")
+        return {categories[0]: self.reference.strip()}
 
     def check(self, laws: Iterable[Law]) -> None:
-        """Raises UserError for a constant or a category that none of these laws has."""
+        """Raises UserError for a constant that none of these laws has, or a reference where none has levels."""
         laws = tuple(laws)
         names = list(dict.fromkeys(name for law in laws for name in law.names))
         for option, given in (("--bound", self.bounds), ("--start", self.starts), ("--fix", self.fixed)):
@@ -45,11 +53,8 @@ class Choices:
                 if name not in names:
                     shown = ", ".join(law.name for law in laws)
                     raise UserError(f"{option}: law {shown} has no constant '{name}'; {nearest(name, names)}")
-        categories = {symbol.name for law in laws for symbol in law.symbols if symbol.kind == "category"}
-        for symbol, level in self.references.items():
-            if symbol not in categories and (symbol or not categories):
-                told = f"'{symbol}' is none; valid: {', '.join(sorted(categories))}" if categories else "the law has none"
-                raise UserError(f"--reference {level}: a reference belongs to a column of levels, and {told}")
+        if self.reference and not any(symbol.kind == "category" for law in laws for symbol in law.symbols):
+            raise UserError(f"--reference {self.reference}: law {laws[0].name} reads no column of levels")
 
     def _parameter(self, p: Parameter) -> Parameter:
         if p.name in self.bounds:
@@ -64,8 +69,7 @@ class Choices:
                     f"--start {p.name}={low:g}:{high:g} lies outside of its bounds {p.bounds[0]:g}:{p.bounds[1]:g}; "
                     "see --bound"
                 )
-            # A linear constant is otherwise projected onto the data.
-            p = replace(p, start=(low, high), linear=False)
+            p = replace(p, begin=(low, high))
         return p
 
 

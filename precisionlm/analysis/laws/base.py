@@ -21,7 +21,8 @@ INF = float("inf")
 class Parameter:
     """One constant of a law.
 
-    `start`: range that starting values are spread over (natural units). `bounds`: values a fit may reach; a fit that
+    `start`: range of plausible values, that starting values are spread over (natural units); `begin`: where a user has
+    them begin instead. `bounds`: values a fit may reach; a fit that
     ends on one says so. `log`: searched as its logarithm. `linear`: the law is linear in it, so that starts are
     projected onto the data instead of being spread. `held`: the value a fit keeps because the data cannot tell it
     apart from another constant (None: fitted).
@@ -34,6 +35,12 @@ class Parameter:
     linear: bool = False
     held: float | None = None
     meaning: str = ""
+    begin: tuple[float, float] | None = None
+
+    @property
+    def projected(self) -> bool:
+        """Whether starting values are computed from the data rather than spread."""
+        return self.linear and self.held is None and self.begin is None
 
     def to_search(self, value: ArrayLike) -> np.ndarray:
         """Natural value -> search coordinate."""
@@ -67,8 +74,9 @@ class Symbol:
     """A letter of the formula and the column of the runs table that it reads by default.
 
     Kinds: `count` (positive), `bits` (positive), `ptq_bits` (missing means: not quantized, read as inf), `field`
-    (exponent or mantissa bits, or a share; may be 0), `block` (elements per scale, read as log2; 0 for no scale), `group`
-    (elements per scale, 1 for no scale), `category` (text, read as the position in `levels`), `positive`. Of every kind but `ptq_bits` a missing value leaves its row out, counted: it never stands for a value.
+    (exponent or mantissa bits, or a share; may be 0), `block` (elements per scale, read as log2; 0 for no scale),
+    `group` (elements per scale, 1 for no scale), `category` (text, read as the position in `levels`), `positive`. Of
+    every kind but `ptq_bits` a missing value leaves its row out, counted: it never stands for a value.
     `derive(frame, names)` computes the column (rows,) from others of the table where it is absent; `sources` are the
     symbols that this reads, whose columns a user may rename too.
     """

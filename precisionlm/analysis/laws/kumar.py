@@ -61,7 +61,7 @@ def saturation(bits: Any, gamma: Any, offset: Any, xp: Any) -> Any:
 
 def log_kept(p: Any, operand: str, bits: Any, xp: Any) -> tuple[Any, Any]:
     """log of f_x(P)^s_x for operand x, and where it is defined. An absent n_x counts as 0, an absent s_x as 1."""
-    f = saturation(bits, p[f"gamma_{operand}"], p[f"n_{operand}"] if f"n_{operand}" in p else 0.0, xp)
+    f = saturation(bits, p[f"gamma_{operand}"], p.get(f"n_{operand}", 0.0), xp)
     log_f = xp.log(xp.where(f > 0, f, 1.0))
     return (p[f"s_{operand}"] * log_f if f"s_{operand}" in p else log_f), f > 0
 

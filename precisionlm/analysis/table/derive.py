@@ -50,17 +50,6 @@ def backward_quantized(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndar
     return _pass(frame, "bwd_format", ("dgrad_dy", "wgrad_dy"))
 
 
-def decay_share(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarray:
-    """(rows,) share of the steps in which the learning rate falls: of cosine and linear schedules all after the
-    warm-up; NaN for others, which do not say when they begin to fall."""
-    needed = ("schedule", "warmup_steps", "steps")
-    missing = [column for column in needed if column not in frame.columns]
-    if missing:
-        raise UserError(f"no column 'decay_share', and none can be computed without column {', '.join(missing)}")
-    warmup, steps = (pd.to_numeric(frame[column], errors="coerce") for column in needed[1:])
-    return np.where(frame["schedule"].isin(["cosine", "linear"]), 1.0 - warmup / steps, np.nan)
-
-
 def weight_error(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarray:
     """(rows,) mean squared error of the weights' format on a unit Gaussian at its best scale."""
     if "w_bits" not in frame.columns:

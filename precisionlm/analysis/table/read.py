@@ -97,8 +97,7 @@ def prepare(law: Law, frame: pd.DataFrame, columns: Mapping[str, str] | None = N
     """
     # A column named as the symbol itself stands in for a missing default column.
     names = {
-        s.name: s.name if s.column not in frame.columns and s.name in frame.columns else s.column
-        for s in law.readable
+        s.name: s.name if s.column not in frame.columns and s.name in frame.columns else s.column for s in law.readable
     }
     unknown = [s for s in columns or {} if s not in names]
     for name in unknown:
