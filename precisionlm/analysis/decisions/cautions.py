@@ -39,9 +39,9 @@ def _outside(name: str, value: float, low: float, high: float) -> str:
 
 
 def of_the_fit(analysis: Analysis) -> list[str]:
-    """The status of a fit that did not simply converge, and why."""
-    status = analysis.result.status.value
-    return [f"the fit is {status}: {'; '.join(analysis.result.messages)}"] if status != "converged" else []
+    """The status of a fit that did not simply converge, and everything that it says is doubtful."""
+    status, told = analysis.result.status.value, "; ".join(analysis.result.messages)
+    return [f"the fit is {status}: {told}"] if status != "converged" else [told] if told else []
 
 
 def positive_interval(analysis: Analysis, value: Callable[[Mapping[str, float]], float]) -> Between:

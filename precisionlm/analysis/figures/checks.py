@@ -1,6 +1,6 @@
 """How far a fit may be trusted, drawn: residuals, correlations of constants, predictions of runs left out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from precisionlm.analysis.figures.draw import MARKERS, bins, canvas, contain, legend, log_axis, points
 from precisionlm.analysis.figures.recipes import Recipes
 from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.compare import LawScore
+from precisionlm.analysis.fitting.held_out import Split
 from precisionlm.analysis.laws.precision import width_of
 
 WIDTHS = ("w_bits", "a_bits", "kv_bits")
@@ -75,29 +77,25 @@ def correlations(analysis: Analysis) -> Figure | None:
     return figure
 
 
-def held_out(
-    analysis: Analysis, residuals: Mapping[str, np.ndarray], splits: Mapping[str, Sequence[np.ndarray]]
-) -> Figure:
-    """Observed against predicted for rows that the fit had not seen, a panel a split, a colour a fold.
-
-    residuals: split -> (n,) log residual of each row when it was left out. splits: split -> masks (n,) of its folds.
-    """
-    observed = analysis.result.table.observed
+def held_out(score: LawScore, splits: Sequence[Split]) -> Figure | None:
+    """Observed against predicted for rows that the fit had not seen, a panel a split, a colour and marker a fold."""
+    if score.fit is None:
+        return None
+    observed, law = score.fit.table.observed, score.fit.law
     figure, axes = canvas(len(splits), width=3.1)
-    for ax, (name, folds) in zip(axes[0], splits.items(), strict=True):
-        predicted = observed * np.exp(residuals[name])
+    for ax, split in zip(axes[0], splits, strict=True):
+        predicted = observed * np.exp(score.residuals[split.name])
         known = np.isfinite(predicted)
-        for i, fold in enumerate(folds):
-            colour = matplotlib.colormaps["cividis"](0.9 * i / max(len(folds) - 1, 1))
+        for i, fold in enumerate(split.masks):
+            colour = matplotlib.colormaps["cividis"](0.9 * i / max(len(split.masks) - 1, 1))
             style = {"color": colour, "marker": MARKERS[i % 11], "ls": "", "ms": 4, "mec": "white", "mew": 0.3}
-            label = f"fold {i + 1}" if len(folds) > 1 else "rows left out"
+            label = f"fold {i + 1}" if len(split.masks) > 1 else ""
             points(ax, predicted[fold & known], observed[fold & known], style, label)
-        _same(ax, np.concatenate([predicted[known], observed[known]]), analysis.law.is_gap)
-        rms = 100 * float(np.sqrt(np.mean(residuals[name][known] ** 2))) if known.any() else np.nan
-        lost = int(sum(np.sum(fold & ~known) for fold in folds))
-        text = f"{name}: {int(known.sum())} rows, rms {rms:.2g} %"
+        _same(ax, np.concatenate([predicted[known], observed[known]]), law.is_gap)
+        errors, lost = score.held_out[split.name], split.rows - int(known.sum())
         ax.set(xlabel="predicted without them (nats/token)", ylabel="observed (nats/token)")
-        ax.set_title(text + (f"\n{lost} not predicted" if lost else ""))
+        ax.set_title(f"{split.name}: {split.rows} rows\n"
+                     + (f"{lost} undefined" if lost else f"rms {100 * errors.rms:.2g} %, median {errors.median:.2%}"))  # fmt: skip
     legend(figure, axes[0])
     return figure
 

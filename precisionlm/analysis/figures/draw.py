@@ -29,7 +29,7 @@ LINE, LETTER = 0.17, 0.066  # inches that a line and a letter of the legend take
 
 @dataclass(frozen=True)
 class Look:
-    """How a recipe or a size is drawn: points by colour and marker, lines by colour and dash. open: unfilled markers."""
+    """How a recipe or a size is drawn: points by colour and marker, lines by colour and dash; `open` without filling."""
 
     colour: Any
     marker: str

@@ -13,8 +13,8 @@ CAPTIONS = {
     "effective_bits": "Share of the parameters that the bits of an operand keep, N_eff/N, the others unquantized.",
     "effective_recipes": "Share of the parameters that each recipe keeps, N_eff/N, with 95 % intervals.",
     "ptq_gap": "Loss added by quantizing the weights after training, against tokens per parameter.",
-    "residuals": "Predicted against observed, and what the law leaves unexplained along width, N and D; bars: means and "
-    "their standard errors.",
+    "residuals": "Observed against predicted, and what the law leaves unexplained along width, N and D "
+    "(bars: means and their standard errors).",
     "correlations": "Correlation of the fitted constants.",
     "held_out": "Observed against predicted for runs that the fit had not seen.",
     "learning": "Loss along training.",

@@ -66,11 +66,12 @@ def compare(
     seed: int = 0,
     choices: Choices = Choices(),
     least: int = LEAST_ROWS,
+    fitted: Mapping[str, FitResult] | None = None,
 ) -> Comparison:
     """Fit each law on the rows that all of them can use and score it on rows held out.
 
     columns: symbol -> column; a law takes those of its own symbols, and of choices those of its own constants. folds,
-    least: see `make_splits`. Raises UserError for fewer than two laws, for laws of the loss beside laws of the gap, if
+    least: see `make_splits`. fitted: law -> a fit that stands for its own where it was of the same rows. Raises UserError for fewer than two laws, for laws of the loss beside laws of the gap, if
     no row suits them all, or if none can be fitted.
     """
     names = list(dict.fromkeys(names))
@@ -91,7 +92,9 @@ def compare(
     tables = {name: table.take(np.isin(table.rows, common), UNUSED) for name, table in tables.items()}
     first = tables[names[0]]
     splits = make_splits(first, folds, seed, least)
-    scores = sorted((_attempt(n, t, objective, starts, splits, choices) for n, t in tables.items()), key=_rank)
+    given = fitted or {}
+    scores = [_attempt(n, t, objective, starts, splits, choices, given.get(n)) for n, t in tables.items()]
+    scores.sort(key=_rank)
     if scores[0].fit is None:
         raise UserError(f"none of these laws can be fitted: {scores[0].problem}")
     differences = {s.name: _difference(s, scores[0], first.cell, seed) for s in scores[1:] if s.fit}
@@ -119,19 +122,25 @@ def own_columns(name: str, columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def _attempt(
-    name: str, table: Table, objective: Objective, starts: int, splits: Sequence[Split], choices: Choices
-) -> LawScore:
+    name: str, table: Table, objective: Objective, starts: int, splits: Sequence[Split], choices: Choices,
+    given: FitResult | None,
+) -> LawScore:  # fmt: skip
     try:
-        return score(name, table, objective, starts, splits, choices)
+        return score(name, table, objective, starts, splits, choices, given)
     except UserError as problem:  # these rows are beyond this law: the others are compared all the same
         return LawScore(name, None, problem=str(problem))
 
 
 def score(
-    name: str, table: Table, objective: Objective, starts: int, splits: Sequence[Split], choices: Choices = Choices()
-) -> LawScore:
-    """Fit on all rows, then once per fold with the held-out rows' weight at zero: all folds and starts side by side."""
-    result = fit(table, objective, starts, choices.fixed_of(table.law))
+    name: str, table: Table, objective: Objective, starts: int, splits: Sequence[Split], choices: Choices = Choices(),
+    given: FitResult | None = None,
+) -> LawScore:  # fmt: skip
+    """Fit on all rows, then once per fold with the held-out rows' weight at zero: all folds and starts side by side.
+
+    given: the fit on all rows, where there is one already.
+    """
+    same = given is not None and np.array_equal(given.table.rows, table.rows) and given.law == table.law
+    result = given if given and same else fit(table, objective, starts, choices.fixed_of(table.law))
     masks = [(split.name, mask) for split in splits for mask in split.masks]
     tries = max(1, min(16, starts))
     weights = np.ones(len(table))
