@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from precisionlm.analysis.figures.draw import MARKERS, bins, canvas, contain, legend, log_axis, points
+from precisionlm.analysis.figures.draw import MARKERS, bins, canvas, contain, legend, log_axis, points, styled
 from precisionlm.analysis.figures.recipes import Recipes
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.fitting.compare import LawScore
@@ -61,10 +61,10 @@ def correlations(analysis: Analysis) -> Figure | None:
     names, matrix = list(analysis.result.free), analysis.result.correlation
     if len(names) < 2 or len(names) > 40:
         return None
-    side = max(3.2, 0.32 * len(names) + 1.2)
-    figure, axes = canvas(1, width=side + 0.8, height=side)
+    side = max(3.0, 0.32 * len(names)) + 0.075 * max(map(len, names))
+    figure, axes = canvas(1, width=side + 0.9, height=side)
     ax = axes[0, 0]
-    image = ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+    image = ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     ax.grid(False)
     ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     ax.set_yticks(range(len(names)), names, fontsize=7)
@@ -77,6 +77,7 @@ def correlations(analysis: Analysis) -> Figure | None:
     return figure
 
 
+@styled
 def held_out(score: LawScore, splits: Sequence[Split]) -> Figure | None:
     """Observed against predicted for rows that the fit had not seen, a panel a split, a colour and marker a fold."""
     if score.fit is None:
@@ -87,15 +88,15 @@ def held_out(score: LawScore, splits: Sequence[Split]) -> Figure | None:
         predicted = observed * np.exp(score.residuals[split.name])
         known = np.isfinite(predicted)
         for i, fold in enumerate(split.masks):
-            colour = matplotlib.colormaps["cividis"](0.9 * i / max(len(split.masks) - 1, 1))
+            colour = matplotlib.colormaps["plasma"](0.9 * i / max(len(split.masks) - 1, 1))
             style = {"color": colour, "marker": MARKERS[i % 11], "ls": "", "ms": 4, "mec": "white", "mew": 0.3}
             label = f"fold {i + 1}" if len(split.masks) > 1 else ""
             points(ax, predicted[fold & known], observed[fold & known], style, label)
         _same(ax, np.concatenate([predicted[known], observed[known]]), law.is_gap)
         errors, lost = score.held_out[split.name], split.rows - int(known.sum())
         ax.set(xlabel="predicted without them (nats/token)", ylabel="observed (nats/token)")
-        ax.set_title(f"{split.name}: {split.rows} rows\n"
-                     + (f"{lost} undefined" if lost else f"rms {100 * errors.rms:.2g} %, median {errors.median:.2%}"))  # fmt: skip
+        errors_told = f"rms {100 * errors.rms:.2g} %, median {errors.median:.2%}"
+        ax.set_title(f"{split.name}: {split.rows} rows\n" + (f"{lost} undefined" if lost else errors_told))
     legend(figure, axes[0])
     return figure
 

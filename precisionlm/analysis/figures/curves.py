@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from precisionlm.analysis.figures.draw import (
     bins,
+    bits_axis,
     canvas,
     contain,
     engineering,
@@ -54,38 +55,60 @@ def loss_vs_bits(analysis: Analysis) -> Figure | None:
     swept = [s for s in law.symbols if s.kind == "bits" and len(np.unique(table.columns[s.name][trained])) > 2]
     if law.is_gap or not swept:
         return None
+    chosen = {s: _others(analysis, s, trained) for s in swept}
+    # Operands that only go along with one another give the same picture each: one of them stands for all.
+    alike = [s for s in swept if not any(width is None for width in chosen[s][1].values())] or swept[:1]
     budgets = bins(table.columns["D"][trained], 3)
-    figure, axes = canvas(len(budgets), len(swept), width=2.9, height=2.6, sharey="row")
-    for row, symbol in zip(axes, swept, strict=True):
+    sizes = bins(table.columns["N"], 8)
+    figure, axes = canvas(len(budgets), len(alike), width=2.9, height=2.6, sharey="row")
+    for row, symbol in zip(axes, alike, strict=True):
+        alone, others, fixed = chosen[symbol]
         for ax, (budget, inside) in zip(row, budgets, strict=True):
-            here = np.flatnonzero(trained)[inside]
-            _bits_panel(ax, analysis, symbol, here, budget)
-            ax.set_title(f"D = {span(table.columns['D'][here])} tokens")
+            here = alone.copy()
+            here[trained] &= inside
+            _bits_panel(ax, analysis, symbol, here, others, budget, sizes)
+            ax.set_xlabel(fixed if None in others.values() else ", ".join(filter(None, (symbol.meaning, fixed))))
+            bits_axis(ax, np.minimum(table.columns[symbol.name], 16.0))
+            ax.set_title(f"D = {span(table.columns['D'][trained][inside])} tokens")
+        contain(row[0], table.observed[alone])
         row[0].set_ylabel(LOSS)
     legend(figure, axes.ravel().tolist(), "model size N")
     return figure
 
 
-def _bits_panel(ax: Axes, analysis: Analysis, symbol: Symbol, rows: np.ndarray, budget: float) -> None:
-    """Runs in which the other operands stand at their commonest widths, and the law there."""
+def _bits_panel(
+    ax: Axes, analysis: Analysis, symbol: Symbol, rows: np.ndarray, others: dict[str, float | None], budget: float,
+    sizes: list[tuple[float, np.ndarray]],
+) -> None:  # fmt: skip
+    """Runs (mask) and the law along one operand's bits; others: operand -> its width, None to go along."""
     columns, observed = analysis.result.table.columns, analysis.result.table.observed
-    x = columns[symbol.name]
-    others = [s.name for s in analysis.law.symbols if s.kind == "bits" and s is not symbol]
-    low = rows[x[rows] < 16] if (x[rows] < 16).any() else rows
-    usual = {k: _commonest(columns[k][low]) for k in others}
-    rows = rows[np.all([(columns[k][rows] == v) | (x[rows] >= 16) for k, v in usual.items()] or [x[rows] > 0], axis=0)]
-    if not len(rows):
-        return
-    sizes = bins(columns["N"][rows], 8)
-    grid = np.linspace(max(x[rows].min() - 0.5, 1.0), max(x[rows].max(), 16.0), 120)
+    x = np.minimum(columns[symbol.name], 16.0)
     for i, (size, inside) in enumerate(sizes):
-        here, style = rows[inside], size_look(i, len(sizes))
-        points(ax, np.minimum(x[here], 16.0), observed[here], style.points(), f"{engineering(size)}")
+        here, look = rows & inside, size_look(i, len(sizes))
+        if not here.any():
+            continue
+        points(ax, x[here], observed[here], look.points(), engineering(size))
+        grid = np.linspace(max(x[rows].min() - 0.5, 1.0), 16.0, 120)
         first = {k: v[here][0] for k, v in columns.items()}
-        law_line(ax, analysis, grid, first | {"N": size, "D": budget, symbol.name: grid} | usual, style.line())
-    fixed = ", ".join(f"{k} = {min(v, 16):g}" for k, v in usual.items())
-    ax.set(xlabel=f"{symbol.name} (bits)" + (f" at {fixed}" if fixed else ""))
-    contain(ax, observed[rows])
+        along = {k: grid if width is None else width for k, width in others.items()}
+        law_line(ax, analysis, grid, first | along | {"N": size, "D": budget, symbol.name: grid}, look.line())
+
+
+def _others(
+    analysis: Analysis, symbol: Symbol, trained: np.ndarray
+) -> tuple[np.ndarray, dict[str, float | None], str]:  # fmt: skip
+    """Rows (mask) along which an operand's bits vary most while the others stand or go along with it; where those
+    stand (None: along); that in words."""
+    columns = analysis.result.table.columns
+    names = [s.name for s in analysis.law.symbols if s.kind == "bits" and s is not symbol]
+    x = columns[symbol.name]
+    tied = trained & np.all([columns[k] == x for k in names] or [trained], axis=0)
+    found = [(tied, dict[str, float | None](dict.fromkeys(names)), "bits of all operands in training" if names else "")]
+    for combination in np.unique(np.stack([columns[k][trained] for k in names], 1), axis=0) if names else ():
+        rows = trained & np.all([columns[k] == v for k, v in zip(names, combination, strict=True)], axis=0)
+        fixed = ", ".join(f"{k.replace('_', ' ')} = {min(v, 16):g}" for k, v in zip(names, combination, strict=True))
+        found.append((rows, dict(zip(names, combination.tolist(), strict=True)), fixed))
+    return max(found, key=lambda f: (len(np.unique(x[f[0]])), int(f[0].sum())))
 
 
 def ptq_gap(analysis: Analysis) -> Figure | None:
@@ -169,23 +192,37 @@ def _panels(
     columns = {k: v[rows] for k, v in table.columns.items()}
     groups = columns["D"] / columns["N"] if panel == "D/N" else columns[panel]
     labels, observed, x = recipes.of(analysis)[rows], table.observed[rows], columns[along]
-    panels = bins(groups)
-    figure, axes = canvas(len(panels), sharey=True)
-    for ax, (middle, inside) in zip(axes[0], panels, strict=True):
-        grid = np.geomspace(x[inside].min() * 0.8, x[inside].max() * 1.25, 60)
+    panels = bins(groups, 6)
+    names = recipes.order(labels)
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    figure, axes = canvas(across, down, height=2.7 if len(names) <= 16 * down else 4.0, sharey=True)
+    for ax in axes.ravel()[len(panels) :]:
+        ax.set_axis_off()
+    for name in names:
+        look = recipes.looks[name]
+        axes[0, 0].plot(
+            [], [], **look.line() | look.points() | {"ls": look.dash if len(columns) > 2 else ""}, label=name
+        )
+    for ax, (middle, inside) in zip(axes.ravel(), panels, strict=False):
+        wider = 1.25 if x[inside].max() > 1.5 * x[inside].min() else 2.0
+        grid = np.geomspace(x[inside].min() / wider, x[inside].max() * wider, 60)
         drawn = set()
         for name in recipes.order(labels[inside]):
             here, look = inside & (labels == name), recipes.looks[name]
-            points(ax, x[here], observed[here], look.points(), name)
+            points(ax, x[here], observed[here], look.points())
             fixed = {k: v[here][0] for k, v in columns.items() if k not in ("N", "D")}
             if (key := tuple(fixed.items())) not in drawn:  # a law that does not tell recipes apart has one line
                 style = look.line() if fixed else {"color": "0.35", "ls": "-", "lw": 1.2}
                 law_line(ax, analysis, grid, fixed | point(grid, middle), style)
             drawn.add(key)
-        ax.set(title=title.format(span(groups[inside])), xlabel=label)
+        named = span(groups[inside])
+        ax.set_title(title.format(named + (f", line at {engineering(middle)}" if " to " in named else "")))
+        ax.set_xlabel(label)
         log_axis(ax)
     contain(axes[0, 0], observed)
-    axes[0, 0].set_ylabel(GAP if analysis.law.is_gap else LOSS)
+    for row in axes:
+        row[0].set_ylabel(GAP if analysis.law.is_gap else LOSS)
     legend(figure, axes[0], "points: runs; lines: the law")
     return figure
 
@@ -201,8 +238,3 @@ def _trained(analysis: Analysis) -> np.ndarray:
 def _varied(groups: np.ndarray, values: np.ndarray, rows: np.ndarray) -> bool:
     """True if rows of about one value of a column have two of the other."""
     return any(np.ptp(np.log(values[rows][inside])) > 0.05 for _, inside in bins(groups[rows]))
-
-
-def _commonest(values: np.ndarray) -> float:
-    found, counts = np.unique(values, return_counts=True)
-    return float(found[np.argmax(counts)])

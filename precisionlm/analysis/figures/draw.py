@@ -1,9 +1,10 @@
 """What all figures are drawn with: a canvas, one legend, axes in k, M, B, T, files. SVG and PNG, no pyplot state."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
@@ -13,15 +14,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from precisionlm.errors import UserError
 
+P, T = ParamSpec("P"), TypeVar("T")
+
 # Okabe & Ito 2008, told apart under every common colour blindness, and darker or lighter than one another in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
+LARGER = {"*": 7.5, "P": 5.5, "X": 5.5, "D": 4.0}  # markers that are thinner or fuller than a circle of their size
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)),
                            (0, (2, 2)))  # fmt: skip
 
 STYLE: Any = {
-    "font.size": 9, "axes.titlesize": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False,
-    "axes.spines.right": False, "svg.fonttype": "path", "svg.hashsalt": "precisionlm",
+    "font.size": 9, "axes.titlesize": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "path", "svg.hashsalt": "precisionlm",
 }  # fmt: skip
 MANY = 3000  # points from which a page embeds them as pixels
 LINE, LETTER = 0.17, 0.066  # inches that a line and a letter of the legend take
@@ -29,7 +33,7 @@ LINE, LETTER = 0.17, 0.066  # inches that a line and a letter of the legend take
 
 @dataclass(frozen=True)
 class Look:
-    """How a recipe or a size is drawn: points by colour and marker, lines by colour and dash; `open` without filling."""
+    """How a recipe or a size is drawn: points by colour and marker, unfilled if `open`, lines by colour and dash."""
 
     colour: Any
     marker: str
@@ -39,11 +43,23 @@ class Look:
     def points(self) -> dict[str, Any]:
         """Keywords of `plot` for runs."""
         edge = {"mfc": "none", "mew": 1.1} if self.open else {"mec": "white", "mew": 0.4}
-        return {"color": self.colour, "marker": self.marker, "ls": "", "ms": 4.5, **edge}
+        size = LARGER.get(self.marker, 4.5)
+        return {"color": self.colour, "marker": self.marker, "ls": "", "ms": size, **edge}
 
     def line(self) -> dict[str, Any]:
         """Keywords of `plot` for a law."""
         return {"color": self.colour, "ls": self.dash, "lw": 1.2}
+
+
+def styled(function: Callable[P, T]) -> Callable[P, T]:
+    """The same function, drawing with figures in the house style, whatever a user's matplotlibrc says."""
+
+    @wraps(function)
+    def run(*arguments: P.args, **named: P.kwargs) -> T:
+        with matplotlib.rc_context(STYLE):
+            return function(*arguments, **named)
+
+    return run
 
 
 def size_look(i: int, count: int) -> Look:
@@ -52,13 +68,13 @@ def size_look(i: int, count: int) -> Look:
     return Look(colour, ("o", "s", "^", "D", "v", "<", ">", "h")[i % 8], DASHES[i % 7], open=True)
 
 
+@styled
 def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     """Write `name`.svg and `name`.png (150 dpi) into `folder`; returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / f"{name}.svg", folder / f"{name}.png"
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(paths[0], metadata={"Date": None})
-        figure.savefig(paths[1], dpi=150)
+    figure.savefig(paths[0], metadata={"Date": None})
+    figure.savefig(paths[1], dpi=150)
     return paths
 
 
@@ -74,9 +90,8 @@ def canvas(
     columns: int = 1, rows: int = 1, width: float = 3.4, height: float = 3.0, **shared: Any
 ) -> tuple[Figure, np.ndarray]:
     """A figure with rows x columns axes (always a 2-D array), each of width x height inches."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width * columns + 0.4, height * rows), layout="constrained")
-        return figure, np.asarray(figure.subplots(rows, columns, squeeze=False, **shared))
+    figure = Figure(figsize=(width * columns + 0.4, height * rows), layout="constrained")
+    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False, **shared))
 
 
 def legend(figure: Figure, axes: Sequence[Axes], title: str = "") -> None:
@@ -95,11 +110,18 @@ def legend(figure: Figure, axes: Sequence[Axes], title: str = "") -> None:
                   title_fontsize=8, ncols=columns, columnspacing=1.0)  # fmt: skip
 
 
+def bits_axis(ax: Axes, values: np.ndarray) -> None:
+    """An x axis of widths, labelled at powers of two and what lies between the narrowest ones."""
+    ax.set_xticks([tick for tick in (1, 2, 3, 4, 6, 8, 12, 16) if values.min() - 1 <= tick <= values.max() + 1])
+
+
 def log_axis(ax: Axes) -> None:
     """A logarithmic x axis labelled 1, 2, 5 in k, M, B, T; few enough labels not to run into each other."""
     ax.set_xscale("log")
     low, high = ax.get_xlim()
     decades = np.log10(high / low)
+    if decades < 0.35:
+        ax.set_xlim(low / 1.3, high * 1.3)
     ax.xaxis.set_major_locator(
         LogLocator(subs=(1.0, 2.0, 5.0) if decades < 1.6 else (1.0,) if decades > 2.5 else (1.0, 3.0))
     )

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from precisionlm.analysis.figures.draw import COLOURS, DASHES, canvas, engineering, legend
+from precisionlm.analysis.figures.draw import DASHES, bits_axis, canvas, engineering, legend
 from precisionlm.analysis.figures.recipes import Recipes
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.fitting.percentile import percentile_interval
@@ -35,12 +35,14 @@ def along_bits(analysis: Analysis) -> Figure | None:
     full = unquantized(law) | {k: float(np.median(columns[k])) for k in ("N", "D")}
     for i, symbol in enumerate(operands):
         share, band = shares(analysis, {**full, symbol.name: grid})
-        ax.plot(grid, share, color=COLOURS[i], ls=DASHES[i], label=symbol.meaning)
+        grey = str(0.25 * (i % 3))
+        ax.plot(grid, share, color=grey, ls=DASHES[i % 7], label=symbol.meaning)
         if band is not None:
-            ax.fill_between(grid, *band, color=COLOURS[i], alpha=0.15, lw=0)
+            ax.fill_between(grid, *band, color=grey, alpha=0.15, lw=0)
         for bits in np.unique(np.minimum(columns[symbol.name], 16.0)):
-            ax.axvline(bits, color=COLOURS[i], lw=0.6, ls=":", alpha=0.7)
+            ax.axvline(bits, color=grey, lw=0.6, ls=":", alpha=0.7)
     ax.set(xlabel="bits (dotted: widths in the table)", ylabel="$N_{eff}/N$", ylim=(0, 1.05), xlim=(1, 16.2))
+    bits_axis(ax, grid)
     legend(figure, [ax])
     return figure
 
@@ -65,7 +67,8 @@ def by_recipe(analysis: Analysis, recipes: Recipes) -> Figure | None:
             columns.append({k: v[row] for k, v in table.columns.items()} | {"N": n, "D": d})
     if len(names) < 2:
         return None
-    share, band = shares(analysis, {k: np.array([c[k] for c in columns]) for k in columns[0]})
+    there = {k: np.array([c[k] for c in columns]) for k in columns[0]}
+    share, band = shares(analysis, there)
     figure, axes = canvas(1, width=5.0, height=max(2.0, 0.19 * len(names) + 0.9))
     ax, place = axes[0, 0], np.arange(len(names))
     ax.barh(place, np.nan_to_num(share), color=[recipes.looks[x].colour for x in names], height=0.7, alpha=0.85,
@@ -81,6 +84,8 @@ def by_recipe(analysis: Analysis, recipes: Recipes) -> Figure | None:
         ax.annotate(text, (top[i], i), textcoords="offset points", xytext=(4, 0), va="center", fontsize=7)
     ax.set_yticks(place, names, fontsize=8)
     ax.set(xlabel="$N_{eff}/N$", xlim=(0, float(top.max()) * 1.14), ylim=(len(names) - 0.4, -0.6))
-    ax.set_title(f"N = {engineering(n)}, D = {engineering(d)} tokens")
+    elsewhere = shares(analysis, there | {"N": np.array(2 * n), "D": np.array(3 * d)})
+    if not np.allclose(share, elsewhere[0], equal_nan=True):
+        ax.set_title(f"at N = {engineering(n)}, D = {engineering(d)} tokens")
     ax.axvline(1.0, color="0.5", lw=0.8, ls=":")
     return figure

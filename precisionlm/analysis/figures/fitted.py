@@ -3,6 +3,7 @@
 from matplotlib.figure import Figure
 
 from precisionlm.analysis.figures import checks, curves, effective
+from precisionlm.analysis.figures.draw import styled
 from precisionlm.analysis.figures.recipes import Recipes
 from precisionlm.analysis.fitting.analyze import Analysis
 
@@ -21,6 +22,7 @@ CAPTIONS = {
 }
 
 
+@styled
 def of_fit(analysis: Analysis, recipes: Recipes) -> dict[str, Figure]:
     """Figure by name. recipes: the looks that all figures of the table share (`recipes_of` the frame as read)."""
     made = {

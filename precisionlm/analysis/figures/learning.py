@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from precisionlm.analysis.figures.draw import bins, canvas, contain, legend, log_axis, span
+from precisionlm.analysis.figures.draw import bins, canvas, contain, legend, log_axis, span, styled
 from precisionlm.analysis.figures.recipes import Recipes
 
 COLUMNS = ("run_id", "N_params", "batch_tokens")
 WINDOW = 0.02  # share of a run that the training loss is averaged over
 
 
+@styled
 def curves(frame: pd.DataFrame, recipes: Recipes, folder: Path) -> Figure | None:
     """Loss against tokens, a panel a model size, a look a recipe: training loss as a line, evaluations as points.
 

@@ -6,15 +6,18 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
+from precisionlm.analysis.figures.draw import styled
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.laws.base import Law
 
 
+@styled
 def of_constants(law: Law, params: Mapping[str, float]) -> dict[str, Figure]:
     """Those that follow from constants alone, by name; none for a law without a module."""
     return importlib.import_module(law.figures).draw(law, params) if law.figures else {}
 
 
+@styled
 def of_runs(frame: pd.DataFrame, analysis: Analysis) -> dict[str, Figure]:
     """Those that show runs beside the law, by name; none where the module has none."""
     module = importlib.import_module(analysis.law.figures) if analysis.law.figures else None

@@ -74,7 +74,7 @@ def _column(frame: pd.DataFrame, column: str) -> np.ndarray:
 def _by_operands(frame: pd.DataFrame) -> np.ndarray:
     """`W int4, A bf16` or `W4A16` from columns of formats and widths, whichever are there."""
     texts = np.full(len(frame), "", object)
-    for prefix, letter in (("fwd", "forward"), ("bwd", "backward"), ("w", "W"), ("a", "A"), ("kv", "KV")):
+    for prefix, letter in (("fwd", "fwd"), ("bwd", "bwd"), ("w", "W"), ("a", "A"), ("kv", "KV")):
         formats, widths = _column(frame, f"{prefix}_format"), _widths(frame, f"{prefix}_bits")
         for i, (name, bits) in enumerate(zip(formats, widths, strict=True)):
             digits = "" if any(c.isdigit() for c in name) or not np.isfinite(bits) else f"{bits:g}"

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from precisionlm.analysis.figures.draw import COLOURS, MARKERS, canvas, engineering, legend, log_axis, size_look
+from precisionlm.analysis.figures.draw import COLOURS, MARKERS, canvas, engineering, legend, log_axis, size_look, styled
 from precisionlm.analysis.figures.recipes import Recipes, recipes_of
 from precisionlm.analysis.table.derive import gaps
 from precisionlm.errors import UserError
@@ -17,6 +17,7 @@ TARGETS = {"w": "P2", "a": "P1", "dgrad_dy": "P3", "dgrad_w": "P4", "wgrad_dy": 
 COARSE = ("channel", "tensor")
 
 
+@styled
 def draw(frame: pd.DataFrame, looks: Recipes | None = None) -> dict[str, Figure]:
     """Every one that the table's columns and rows allow, by name. looks: of the recipes in other figures of it."""
     if not {"N_params", "D_tokens", "val_loss"} <= set(frame.columns):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -118,11 +117,11 @@ def _section(analysis: Analysis, drawn: dict[str, Figure]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@draw.styled
 def _embed(figure: Figure) -> Markup:
     """The figure as inline SVG. Text is drawn as paths, so nothing from the table reaches the page as markup."""
     buffer = io.StringIO()
-    with matplotlib.rc_context(draw.STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return Markup(text[text.index("<svg") :])
 
