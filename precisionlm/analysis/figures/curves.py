@@ -28,6 +28,7 @@ from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.laws.base import INF, Symbol
 
+TIED = "bits of all operands in training"
 LOSS, GAP = "validation loss (nats/token)", "loss above the unquantized run (nats/token)"
 
 
@@ -58,20 +59,20 @@ def loss_vs_bits(analysis: Analysis) -> Figure | None:
     chosen = {s: _others(analysis, s, trained) for s in swept}
     # Operands that only go along with one another give the same picture each: one of them stands for all.
     alike = [s for s in swept if not any(width is None for width in chosen[s][1].values())] or swept[:1]
-    budgets = bins(table.columns["D"][trained], 3)
+    budgets = bins(table.columns["D"][trained], 5)
     sizes = bins(table.columns["N"], 8)
-    figure, axes = canvas(len(budgets), len(alike), width=2.9, height=2.6, sharey="row")
+    figure, axes = canvas(len(budgets), len(alike), width=2.3, height=2.5, sharey="row")
     for row, symbol in zip(axes, alike, strict=True):
         alone, others, fixed = chosen[symbol]
         for ax, (budget, inside) in zip(row, budgets, strict=True):
             here = alone.copy()
             here[trained] &= inside
             _bits_panel(ax, analysis, symbol, here, others, budget, sizes)
-            ax.set_xlabel(fixed if None in others.values() else ", ".join(filter(None, (symbol.meaning, fixed))))
+            ax.set_xlabel(f"{_letter(symbol)} (bits)" if fixed != TIED else TIED)
             bits_axis(ax, np.minimum(table.columns[symbol.name], 16.0))
             ax.set_title(f"D = {span(table.columns['D'][trained][inside])} tokens")
         contain(row[0], table.observed[alone])
-        row[0].set_ylabel(LOSS)
+        row[0].set_ylabel(f"{LOSS}\n{fixed}" if fixed and fixed != TIED else LOSS)
     legend(figure, axes.ravel().tolist(), "model size N")
     return figure
 
@@ -100,15 +101,22 @@ def _others(
     """Rows (mask) along which an operand's bits vary most while the others stand or go along with it; where those
     stand (None: along); that in words."""
     columns = analysis.result.table.columns
-    names = [s.name for s in analysis.law.symbols if s.kind == "bits" and s is not symbol]
+    others = [s for s in analysis.law.symbols if s.kind == "bits" and s is not symbol]
+    names = [s.name for s in others]
     x = columns[symbol.name]
     tied = trained & np.all([columns[k] == x for k in names] or [trained], axis=0)
-    found = [(tied, dict[str, float | None](dict.fromkeys(names)), "bits of all operands in training" if names else "")]
+    found = [(tied, dict[str, float | None](dict.fromkeys(names)), TIED if names else "")]
     for combination in np.unique(np.stack([columns[k][trained] for k in names], 1), axis=0) if names else ():
         rows = trained & np.all([columns[k] == v for k, v in zip(names, combination, strict=True)], axis=0)
-        fixed = ", ".join(f"{k.replace('_', ' ')} = {min(v, 16):g}" for k, v in zip(names, combination, strict=True))
+        fixed = ", ".join(f"{_letter(s)} = {min(v, 16):g}" for s, v in zip(others, combination, strict=True))
         found.append((rows, dict(zip(names, combination.tolist(), strict=True)), fixed))
     return max(found, key=lambda f: (len(np.unique(x[f[0]])), int(f[0].sum())))
+
+
+def _letter(symbol: Symbol) -> str:
+    """P_kv with its index set low."""
+    letter, _, index = symbol.name.partition("_")
+    return f"${letter}_{{{index}}}$" if index else letter
 
 
 def ptq_gap(analysis: Analysis) -> Figure | None:
@@ -194,7 +202,7 @@ def _panels(
     labels, observed, x = recipes.of(analysis)[rows], table.observed[rows], columns[along]
     panels = bins(groups, 6)
     names = recipes.order(labels)
-    across = min(len(panels), 3)
+    across = len(panels) if len(panels) <= 4 else 3
     down = -(-len(panels) // across)
     figure, axes = canvas(across, down, height=2.7 if len(names) <= 16 * down else 4.0, sharey=True)
     for ax in axes.ravel()[len(panels) :]:

@@ -11,6 +11,7 @@ from precisionlm.analysis.figures.draw import bins, canvas, contain, legend, log
 from precisionlm.analysis.figures.recipes import Recipes
 
 COLUMNS = ("run_id", "N_params", "batch_tokens")
+EARLY = 0.01  # of the longest run: what lies before it is not shown
 WINDOW = 0.02  # share of a run that the training loss is averaged over
 
 
@@ -34,7 +35,8 @@ def curves(frame: pd.DataFrame, recipes: Recipes, folder: Path) -> Figure | None
         here = rows[inside]
         for name in recipes.order(here["_recipe"].to_numpy()):
             look = recipes.looks[name]
-            for i, (_, run) in enumerate(here[here["_recipe"] == name].iterrows()):
+            ax.plot([], [], **look.points() | look.line(), label=name)
+            for _, run in here[here["_recipe"] == name].iterrows():
                 lines = found[str(run["run_id"])]
                 for column, style in (("loss", look.line() | {"lw": 0.8, "alpha": 0.7}), ("val_loss", look.points())):
                     if column in lines.columns:
@@ -44,9 +46,10 @@ def curves(frame: pd.DataFrame, recipes: Recipes, folder: Path) -> Figure | None
                             known[column].to_numpy(float),
                         )
                         y = smooth(y) if column == "loss" else y
-                        ax.plot(x, y, label=name if i == 0 and column == "loss" else None, **style)
+                        ax.plot(x, y, **style)
                         seen.append(y[len(y) // 20 :])
         ax.set(title=f"N = {span(here['N_params'].to_numpy(float))}", xlabel="training tokens")
+        ax.set_xlim(left=ax.get_xlim()[1] * EARLY)
         log_axis(ax)
     contain(axes[0, 0], np.concatenate(seen))
     axes[0, 0].set_ylabel("loss (nats/token)")
