@@ -13,15 +13,15 @@ import numpy as np
 from precisionlm.analysis.fitting.findings import FEW_GROUPS, Finding, Status, status_of
 from precisionlm.analysis.fitting.float64 import float64
 from precisionlm.analysis.fitting.grouping import FEW, Grouping, grouping
+from precisionlm.analysis.fitting.minimise import COMPILER
 from precisionlm.analysis.fitting.objective import Objective, residual
-from precisionlm.analysis.fitting.solve import COMPILER, Problem, Solution, compiling, solve
+from precisionlm.analysis.fitting.solve import SAME, Problem, Solution, compiling, solve
 from precisionlm.analysis.fitting.starts import starting_points
 from precisionlm.analysis.fitting.uncertainty import Uncertainty, interval_of, plausible, uncertainty, unfinished
 from precisionlm.analysis.laws.base import Law, Parameter
 from precisionlm.analysis.table.read import Table
 from precisionlm.errors import UserError
 
-SAME = 1e-4  # objectives within this relative distance count as the same optimum
 CONDITION_LIMIT = 1e5  # of the Jacobian with unit columns
 SETTLED = 0.03  # standard errors that an optimum may still be away
 
@@ -230,14 +230,14 @@ def fit_staged(table: Table, objective: Objective = Objective(), starts: int = 5
 
 def jacobian(problem: Problem, point: np.ndarray) -> np.ndarray:
     """(n, p) derivative of the residuals in search space."""
-    law, logarithmic = problem.law, problem.objective.logarithmic
+    law, scale = problem.law, problem.objective.scale
     with float64():
-        return np.asarray(_jacobian(law, logarithmic, dict(problem.columns), problem.observed, point))
+        return np.asarray(_jacobian(law, scale, dict(problem.columns), problem.observed, point))
 
 
-@partial(jax.jit, static_argnames=("law", "logarithmic"), compiler_options=COMPILER)
-def _jacobian(law, logarithmic, columns, observed, point):
-    return jax.jacfwd(lambda z: residual(logarithmic, law.formula(law.constants_at(z), columns, jnp), observed))(point)
+@partial(jax.jit, static_argnames=("law", "scale"), compiler_options=COMPILER)
+def _jacobian(law, scale, columns, observed, point):
+    return jax.jacfwd(lambda z: residual(scale, law.formula(law.constants_at(z), columns, jnp), observed))(point)
 
 
 def _result(
@@ -247,8 +247,9 @@ def _result(
     best = int(np.argmin(solution.objective))
     value, point = float(solution.objective[best]), solution.point[best]
     params = {p.name: float(np.exp(z) if p.log else z) for p, z in zip(law.parameters, point, strict=True)}
-    logs = np.log(law.predict(params, problem.columns) / table.observed)
-    r = logs if objective.logarithmic else np.expm1(logs)
+    predicted = law.predict(params, problem.columns)
+    logs = np.log(predicted / table.observed)
+    r = residual(objective.scale, predicted, table.observed)
     free = problem.high > problem.low
     every = jacobian(problem, point)
     at_bound = free & ((point <= problem.low) | (point >= problem.high))

@@ -31,10 +31,15 @@ class PerFormat:
 
     def __call__(self, p: Any, c: Any, xp: Any) -> Any:
         """Loss per row."""
-        log_n = c["log_N"]
-        for level, code in zip(self.free, self.codes, strict=True):
-            log_n = log_n + xp.where(c["P"] == code, p[f"log_eff_{level}"], 0.0)
-        return base_loss(p, log_n, c["log_D"], p["alpha"], p["beta"], xp)
+        if not self.free:
+            return base_loss(p, c["log_N"], c["log_D"], p["alpha"], p["beta"], xp)
+        # One look-up a row: a chain of comparisons, and its derivatives, would grow with the square of the formats.
+        known = dict(zip(self.codes, self.free, strict=True))
+        zero = 0.0 * p[f"log_eff_{self.free[0]}"]
+        logs = [p[f"log_eff_{known[i]}"] if i in known else zero for i in range(max(self.codes) + 2)]
+        stacked = xp.concatenate([xp.atleast_1d(value) for value in logs], -1)
+        code = xp.minimum(c["P"], max(self.codes) + 1).astype(int)
+        return base_loss(p, c["log_N"] + xp.take(stacked, code, -1), c["log_D"], p["alpha"], p["beta"], xp)
 
 
 def eff_table(levels: tuple[str, ...]) -> Law:
