@@ -132,17 +132,20 @@ def select(
     table = prepare(choices.applied(member), frame, kept, where)
     # What the whole family cannot use stays out, also where this member does not read the column that says so.
     table = table.take(np.isin(table.rows, seen.rows[known]))
-    missing = {f"{', '.join(categories.values())} is missing": int(np.sum(~known))} if not known.all() else {}
-    return replace(table, excluded=seen.excluded | missing)
+    further = {
+        f"{', '.join(categories.values())} is missing": len(seen) - int(known.sum()),
+        "; ".join(restriction.reason for restriction in member.restrictions): int(known.sum()) - len(table),
+    }
+    return replace(table, excluded=seen.excluded | {reason: count for reason, count in further.items() if count})
 
 
 def _usable(law: Law, frame: pd.DataFrame, columns: Mapping[str, str], where: str | None) -> Table:
-    """The rows that have all of the law's numbers that the table has."""
+    """The rows that have all of the law's numbers that the table has; restrictions are the member's own."""
     for symbol in law.symbols:
         if symbol.kind == "category" and (column := _column(symbol, frame, columns)) not in frame.columns:
             raise UserError(f"law {law.name} needs column {column} ({symbol.name}); rename one with --columns")
     numbers = tuple(s for s in law.symbols if s.kind != "category" and _there(s, frame, columns))
-    present = replace(law, symbols=numbers)
+    present = replace(law, symbols=numbers, restrictions=())
     names = {s.name for s in present.readable}
     return prepare(present, frame, {k: v for k, v in columns.items() if k in names}, where)
 

@@ -146,8 +146,8 @@ class Law:
     is undefined; `undefined` says in words where that is.
 
     Hooks by which a law says what is its own. `adapt(columns, references)`: the member of the law's family that these
-    rows can determine: symbol -> (rows,) numbers, or text for a category; references: category symbol -> the level
-    that a user chose to measure the others by.
+    rows can determine. columns: symbol -> (rows,) numbers, or text for a category, of those that the table has;
+    references: category symbol -> the level that a user chose to measure the others by.
     """
 
     name: str

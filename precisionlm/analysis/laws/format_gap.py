@@ -15,7 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from precisionlm.analysis.laws.base import GAP, LOSS, Columns, D, Law, N, Parameter, References, signed_exponent
+from precisionlm.analysis.laws.base import (
+    GAP,
+    LOSS,
+    Columns,
+    D,
+    Law,
+    N,
+    Parameter,
+    References,
+    Restriction,
+    signed_exponent,
+)
 from precisionlm.analysis.laws.chinchilla import base_loss, base_parameters
 from precisionlm.analysis.laws.frantar import FORMAT
 from precisionlm.analysis.laws.levels import Levels, chosen, levels_of, notes, unquantized
@@ -52,6 +63,9 @@ def format_gap(name: str, formats: Levels) -> Law:
     gaps = (Parameter(f"delta_{x}", (0.0, 0.3), (-10.0, 10.0), linear=True, meaning=f"gap of {x} (nats/token)")
             for x in formats.free)  # fmt: skip
 
+    def plain(c: Columns) -> np.ndarray:
+        return ~np.isin(c["P"], [formats.names.index(x) for x in formats.free])
+
     def adapt(columns: Columns, references: References) -> Law:
         if not alone:
             return format_gap(name, chosen(FORMAT, columns["P"], references))
@@ -67,6 +81,7 @@ def format_gap(name: str, formats: Levels) -> Law:
         formula=FormatGap(formats, scaled, alone),
         source="one gap a format, after Chen et al. 2025, arXiv:2505.14302",
         target=GAP if alone else LOSS,
+        restrictions=(Restriction("not quantized: there is no gap", plain),) if alone else (),
         notes=notes([formats]),
         adapt=adapt,
     )
