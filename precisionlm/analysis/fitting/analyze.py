@@ -119,29 +119,40 @@ def select(
     """
     law, columns = laws.get(name), dict(columns or {})
     unknown = [symbol for symbol in columns if symbol not in {s.name for s in law.readable}]
-    if law.adapt and not unknown:
-        law = law.adapt(_seen(law, frame, columns, where), choices.references_of(law))
-        columns = {k: v for k, v in columns.items() if k in {s.name for s in law.readable}}
-    return prepare(choices.applied(law), frame, columns, where)
-
-
-def _seen(
-    law: Law, frame: pd.DataFrame, columns: Mapping[str, str], where: str | None
-) -> dict[str, np.ndarray]:  # fmt: skip
-    """Symbol -> (rows,) values of the rows that a law can use, text for a category, of the symbols that are there."""
+    if law.adapt is None or unknown:
+        return prepare(choices.applied(law), frame, columns, where)
+    seen = _usable(law, frame, columns, where)
     categories = {s.name: _column(s, frame, columns) for s in law.symbols if s.kind == "category"}
-    for symbol, column in categories.items():
-        if column not in frame.columns:
-            raise UserError(f"law {law.name} needs column {column} ({symbol}); rename one with --columns")
-    numbers = tuple(s for s in law.symbols if s.name not in categories and _there(s, frame, columns))
-    present = replace(law, symbols=numbers)
+    texts = {symbol: seen.frame[column].map(_level).to_numpy(object) for symbol, column in categories.items()}
+    known = np.all([text != "" for text in texts.values()], axis=0) if texts else np.ones(len(seen), bool)
+    if not known.any():
+        raise UserError(f"no row has a value in column {', '.join(categories.values())}")
+    member = law.adapt({k: v[known] for k, v in (seen.columns | texts).items()}, choices.references_of(law))
+    kept = {k: v for k, v in columns.items() if k in {s.name for s in member.readable}}
+    table = prepare(choices.applied(member), frame, kept, where)
+    # What the whole family cannot use stays out, also where this member does not read the column that says so.
+    table = table.take(np.isin(table.rows, seen.rows[known]))
+    further = {
+        f"{', '.join(categories.values())} is missing": len(seen) - int(known.sum()),
+        "; ".join(restriction.reason for restriction in member.restrictions): int(known.sum()) - len(table),
+    }
+    return replace(table, excluded=seen.excluded | {reason: count for reason, count in further.items() if count})
+
+
+def _usable(law: Law, frame: pd.DataFrame, columns: Mapping[str, str], where: str | None) -> Table:
+    """The rows that have all of the law's numbers that the table has; restrictions are the member's own."""
+    for symbol in law.symbols:
+        if symbol.kind == "category" and (column := _column(symbol, frame, columns)) not in frame.columns:
+            raise UserError(f"law {law.name} needs column {column} ({symbol.name}); rename one with --columns")
+    numbers = tuple(s for s in law.symbols if s.kind != "category" and _there(s, frame, columns))
+    present = replace(law, symbols=numbers, restrictions=())
     names = {s.name for s in present.readable}
-    rows = prepare(present, frame, {k: v for k, v in columns.items() if k in names}, where)
-    texts = {symbol: rows.frame[column] for symbol, column in categories.items()}
-    missing = {symbol: text.isna() | (text.astype(str).str.strip() == "") for symbol, text in texts.items()}
-    known = ~np.any([m.to_numpy() for m in missing.values()], axis=0) if missing else slice(None)
-    text = {symbol: text.map(level).to_numpy(object)[known] for symbol, text in texts.items()}
-    return {symbol: values[known] for symbol, values in rows.columns.items()} | text
+    return prepare(present, frame, {k: v for k, v in columns.items() if k in names}, where)
+
+
+def _level(value: object) -> str:
+    """A category's level, '' where it is missing."""
+    return "" if pd.isna(value) else level(value).strip()  # type: ignore[call-overload]
 
 
 def _column(symbol: Symbol, frame: pd.DataFrame, columns: Mapping[str, str]) -> str:
@@ -153,8 +164,9 @@ def _there(symbol: Symbol, frame: pd.DataFrame, columns: Mapping[str, str]) -> b
     """Whether a law can read a symbol from this table: it must read counts, and may do without the others."""
     if symbol.kind == "count" or symbol.default is not None or symbol.name in columns:
         return True
-    if _column(symbol, frame, columns) in frame.columns:
-        return True
+    column = _column(symbol, frame, columns)
+    if column in frame.columns:
+        return bool(frame[column].notna().any())
     try:
         return symbol.derive is not None and bool(len(symbol.derive(frame, dict(columns))))
     except UserError:

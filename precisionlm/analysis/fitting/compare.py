@@ -198,9 +198,9 @@ def as_table(comparison: Comparison) -> dict[str, Any]:
         rows.append([s.name, str(len(s.fit.free)), s.fit.status.value, *held_out, *fitted, behind])
     held = "; ".join(f"{split.name}: {split.what}" for split in comparison.splits)
     caption = (
-        f"{comparison.rows} rows that every law can use. Held out of the fit in turn: {held}. Errors on those rows: root "
-        "mean square of log predicted/observed (median, 90 % quantile and largest |predicted/observed - 1|); the last "
-        "column compares squared errors pairwise over resampled (N, D) cells."
+        f"{comparison.rows} rows that every law can use. Held out of the fit in turn: {held}. Errors on those rows: "
+        "root mean square of log predicted/observed (median, 90 % quantile and largest |predicted/observed - 1|); the "
+        "last column compares squared errors pairwise over resampled (N, D) cells."
     )
     return {"caption": caption, "head": head, "rows": rows}
 

@@ -154,8 +154,8 @@ class Law:
     shows. `without_offsets`: name of the same law without the offsets that decide where its best width lies.
 
     `adapt(columns, references)`: the member of the law's family that these
-    rows can determine: symbol -> (rows,) numbers, or text for a category; references: category symbol -> the level
-    that a user chose to measure the others by.
+    rows can determine. columns: symbol -> (rows,) numbers, or text for a category, of those that the table has;
+    references: category symbol -> the level that a user chose to measure the others by.
     """
 
     name: str

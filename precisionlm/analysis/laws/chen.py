@@ -12,7 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from precisionlm.analysis.laws.base import GAP, D, Law, N, Parameter, Published, Symbol, coefficient, signed_exponent
+from precisionlm.analysis.laws.base import (
+    GAP,
+    D,
+    Law,
+    N,
+    Parameter,
+    Published,
+    Restriction,
+    Symbol,
+    coefficient,
+    signed_exponent,
+)
 from precisionlm.analysis.laws.chinchilla import base_loss, base_parameters
 
 SOURCE = "Chen et al. 2025, arXiv:2505.14302"
@@ -77,6 +88,9 @@ CHEN_GAP = Law(
     source=SOURCE + ", Eq 5",
     target=GAP,
     figures=FIGURES,
+    restrictions=(
+        Restriction("no scale shared (G = 1): nothing is quantized, there is no gap", lambda c: c["G"] <= 1),
+    ),
     published=_published({}),
 )
 

@@ -46,6 +46,7 @@ P = {
     "kv": Symbol("P_kv", "kv_bits", "bits", "bits of keys and values in training"),
 }
 P_POST = Symbol("P_post", "ptq_bits", "ptq_bits", "bits of the weights after post-training quantization", default=INF)
+AFTER = replace(P_POST, default=None)  # for laws of the gap alone, which say nothing without it
 
 TABLE_2 = {
     "A": 4299.0, "alpha": 0.4965, "B": 18060.0, "E": 2.7648,
@@ -159,6 +160,10 @@ SIMPLE_PTQ = Restriction("post-training quantization of a run trained below 16 b
                          _low_precision_ptq)  # fmt: skip
 
 
+QUANTIZED_AFTER = Restriction("not quantized after training: there is no gap",
+                              lambda c: ~np.isfinite(c["P_post"]))  # fmt: skip
+
+
 def _unquantized(c: Mapping[str, np.ndarray]) -> np.ndarray:
     post = c.get("P_post", np.full_like(c["N"], INF))
     return np.all([c[k] >= HIGH for k in ("P_w", "P_a", "P_kv") if k in c], axis=0) & ~np.isfinite(post)
@@ -239,12 +244,13 @@ KUMAR_PTQ = Law(
     name="kumar_ptq",
     title="δ = C_T D^γ_D / N^γ_N exp(-P_post/γ_post + b)",
     parameters=tuple(ptq_parameters()),
-    symbols=(N, D, P_POST),
+    symbols=(N, D, AFTER),
     formula=_kumar_ptq,
     source=SOURCE + ", Eq 2",
     target=GAP,
     label=label,
     figures=FIGURES,
+    restrictions=(QUANTIZED_AFTER,),
     published=(
         Published(
             tuple((k, TABLE_2[k]) for k in ("C_T", "gamma_D", "gamma_N", "gamma_post", "b")), SOURCE + ", Table 2"

@@ -40,9 +40,8 @@ class Levels:
 
 
 def levels_of(values: np.ndarray) -> tuple[str, ...]:
-    """The levels of a text column, references first, then in order of the alphabet; missing ones are no level."""
-    found = {value for value in values.tolist() if value is not None}
-    return tuple(sorted(found, key=lambda name: (not unquantized(name), name)))
+    """The levels of a text column, references first, then in order of the alphabet."""
+    return tuple(sorted(set(values.tolist()), key=lambda name: (not unquantized(name), name)))
 
 
 def unquantized(name: str) -> bool:

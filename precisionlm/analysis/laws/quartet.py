@@ -73,7 +73,8 @@ def _stages(
 
 def _adapt(columns: Mapping[str, np.ndarray], references: References) -> Law:
     """A pass that no row quantizes has no multiplier."""
-    idle = [(eff, name) for eff, name in (("eff_N", "forward"), ("eff_D", "backward")) if not columns[name].any()]
+    passes = (("eff_N", FORWARD.name), ("eff_D", BACKWARD.name))
+    idle = [(eff, name) for eff, name in passes if name in columns and not columns[name].any()]
     said = tuple(f"{eff} is held at 1: no row quantizes the {name} pass" for eff, name in idle)
     stages = tuple(stage for stage in QUARTET.stages if not {eff for eff, _ in idle} & set(stage.free))
     return replace(QUARTET.hold(**{eff: 1.0 for eff, _ in idle}), notes=said, stages=stages)

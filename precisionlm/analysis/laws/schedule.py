@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from precisionlm.analysis.laws.base import GAP, Columns, D, Law, N, Parameter, References, Symbol
-from precisionlm.analysis.laws.kumar import P_POST, ptq_parameters, ptq_term
+from precisionlm.analysis.laws.kumar import AFTER, QUANTIZED_AFTER, ptq_parameters, ptq_term
 from precisionlm.errors import UserError
 
 
@@ -74,10 +74,11 @@ def scheduled(covariates: tuple[str, ...], said: tuple[str, ...] = ()) -> Law:
         name="kumar_ptq_schedule",
         title="δ = C_T D^γ_D / N^γ_N exp(-P_post/γ_post + κ_r r + κ_s s)",
         parameters=(*ptq_parameters(), *(kappas[name] for name in covariates)),
-        symbols=(N, D, P_POST, *(COVARIATES[name] for name in covariates)),
+        symbols=(N, D, AFTER, *(COVARIATES[name] for name in covariates)),
         formula=Scheduled(covariates),
         source="covariates after Catalan-Tatjer et al. 2025, arXiv:2510.06213; the rest: Kumar et al. 2024, Eq 2",
         target=GAP,
+        restrictions=(QUANTIZED_AFTER,),
         notes=said,
         adapt=_adapt,
     )

@@ -115,6 +115,8 @@ CASES = {
     "frantar_optimizer": (cells(P=[0.0, 1.0], O=[0.0, 1.0]),
                           BASE | {"eff_muon": 1.3, "eff_adamw:int4": 0.6, "eff_muon:int4": 0.5}),
     "format_gap": (cells(P=[0.0, 1.0, 2.0]), BASE | {"delta_int4": 0.12, "delta_int8": -0.01}),
+    "format_gap_paired": (cells(P=[1.0, 2.0]),
+                          {"delta_int4": 0.12, "delta_int8": 0.03, "gamma_D": -0.124, "gamma_N": 0.2}),
     "format_gap_scaled": (cells(P=[0.0, 1.0, 2.0]),
                           BASE | {"delta_int4": 0.12, "delta_int8": -0.03, "gamma_D": -0.124, "gamma_N": 0.2}),
     "quartet_schemes": (cells((3e7, 5e7, 1e8, 2e8), (1e9, 3e9, 1e10, 5e10), forward=[0.0, 1.0], backward=[0.0, 1.0]),
