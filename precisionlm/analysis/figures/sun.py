@@ -36,8 +36,13 @@ def draw(law: Law, params: Mapping[str, float]) -> dict[str, Figure]:
 
 def of_runs(frame: pd.DataFrame, analysis: Analysis) -> dict[str, Figure]:
     """Figures 1, 8 and 10 to 12, from runs, by name: those that the table allows."""
-    pairs = {name: forms.side_by_side(frame, laws, where) for name, (laws, where) in PAIRS.items()}
-    return {name: figure for name, figure in pairs.items() if figure is not None} | stepwise.draw(frame)
+    return pairs_of_forms(frame) | stepwise.draw(frame)
+
+
+def pairs_of_forms(frame: pd.DataFrame) -> dict[str, Figure]:
+    """Figures 1 and 8: those pairs of laws that the table can be fitted with, by name."""
+    made = {name: forms.side_by_side(frame, laws, where) for name, (laws, where) in PAIRS.items()}
+    return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def block_size(law: Law, params: Mapping[str, float]) -> Figure:

@@ -14,7 +14,8 @@ def test_report_is_self_contained_and_says_what_it_found(tiny_runs, tmp_path):
     summary = write_report(tiny_runs, [analysis], tmp_path / "report.html")
     page = summary.path.read_text()
     assert not re.search(r'(src|href)="(https?:|//|[a-z]+\.)', page)
-    assert (page.count("<svg") == 5 and "gamma_w" in page and "at-bound" in page) or "ill-conditioned" in page
+    assert page.count("<svg") == len(summary.figures) // 2 == 7
+    assert "gamma_w" in page and analysis.result.status.value in page
     assert {p.suffix for p in summary.figures} == {".svg", ".png"}
     assert all(p.stat().st_size > 2000 for p in summary.figures)
     assert any("12 runs are too few to trust" in line for line in summary.lines)
