@@ -133,9 +133,9 @@ def _search(
     do."""
     if law.is_gap:
         raise UserError(f"law {law.name} describes the gap alone; a budget needs the whole loss")
-    for name, value in (("--compute", compute), ("--size", n), ("--tokens", d), ("--bits", bits)):
-        if value is not None and not 0 < value < INF:
-            raise UserError(f"{name} {value:g}: must be a positive number")
+    for name, given in (("--compute", compute), ("--size", n), ("--tokens", d), ("--bits", bits)):
+        if given is not None and not 0 < given < INF:
+            raise UserError(f"{name} {given:g}: must be a positive number")
     if n is not None and d is not None and bits is not None:
         raise UserError("size, tokens and bits are all fixed: nothing is left to choose")
     if not reads_width(law) and bits is None:

@@ -1,5 +1,7 @@
 """What a precision leaves of the parameters, N_eff/N, as a fit says it: along the bits of an operand, and by recipe."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -10,7 +12,7 @@ from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.laws.precision import share_of, unquantized
 
 
-def shares(analysis: Analysis, columns: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+def shares(analysis: Analysis, columns: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
     """N_eff/N (m,) at columns (m,) and its 95 % band (2, m) over refits, None without any. A share where the law is
     undefined is NaN, and counts as 0 in the band."""
     law, size = analysis.law, max(np.size(v) for v in columns.values())
@@ -32,7 +34,7 @@ def along_bits(analysis: Analysis) -> Figure | None:
         return None
     figure, axes = canvas(1, width=4.2)
     ax, grid = axes[0, 0], np.linspace(1, 16, 200)
-    full = unquantized(law) | {k: float(np.median(columns[k])) for k in ("N", "D")}
+    full: dict[str, Any] = {k: float(v[0]) for k, v in columns.items()} | unquantized(law)
     for i, symbol in enumerate(operands):
         share, band = shares(analysis, {**full, symbol.name: grid})
         grey = str(0.25 * (i % 3))

@@ -20,5 +20,7 @@ def of_constants(law: Law, params: Mapping[str, float]) -> dict[str, Figure]:
 @styled
 def of_runs(frame: pd.DataFrame, analysis: Analysis) -> dict[str, Figure]:
     """Those that show runs beside the law, by name; none where the module has none."""
-    module = importlib.import_module(analysis.law.figures) if analysis.law.figures else None
+    if not analysis.law.figures:
+        return {}
+    module = importlib.import_module(analysis.law.figures)
     return module.of_runs(frame, analysis) if hasattr(module, "of_runs") else {}

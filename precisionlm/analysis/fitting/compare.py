@@ -71,8 +71,9 @@ def compare(
     """Fit each law on the rows that all of them can use and score it on rows held out.
 
     columns: symbol -> column; a law takes those of its own symbols, and of choices those of its own constants. folds,
-    least: see `make_splits`. fitted: law -> a fit that stands for its own where it was of the same rows. Raises UserError for fewer than two laws, for laws of the loss beside laws of the gap, if
-    no row suits them all, or if none can be fitted.
+    least: see `make_splits`. fitted: law -> a fit that stands for its own where it is of the same rows. Raises
+    UserError for fewer than two laws, for laws of the loss beside laws of the gap, if no row suits them all, or if none
+    can be fitted.
     """
     names = list(dict.fromkeys(names))
     if len(names) < 2:

@@ -146,7 +146,7 @@ class _Batches:
         undone = np.flatnonzero(~lanes.done)
         if not self.one_problem or not lanes.done.any():
             return undone
-        height = lanes.value[undone] / lanes.value[lanes.done].min()
+        height = lanes.value[undone] / max(lanes.value[lanes.done].min(), 1e-300)  # 0: as many constants as rows
         arrived = (height >= 1.0) & (height < 1.0 + SAME)
         hopeless = (height > NEAR) & (until >= PATIENCE)
         return undone[~(arrived | hopeless)]

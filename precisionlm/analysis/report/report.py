@@ -1,6 +1,5 @@
 """One self-contained HTML page: what was fitted on what, how far to trust it, and the figures, embedded."""
 
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -74,15 +73,20 @@ def write_report(
     prefixes = ["" if len(fits) == 1 else f"{i}_{a.law.name}_" for i, a in enumerate(fits, 1)]
     files = {prefix + k: v for prefix, made in zip(prefixes, drawn, strict=True) for k, v in made.items()}
     paths = draw.write_all(files | ({"learning": learning} if learning else {}), out.parent / "figures")
+    svg = {path.stem: _embedded(path) for path in paths if path.suffix == ".svg"}
+    sections = [
+        _section(a) | {"figures": [{"svg": svg[prefix + k], "caption": CAPTIONS[k]} for k in made]}
+        for a, prefix, made in zip(fits, prefixes, drawn, strict=True)
+    ]
     lines = [line for analysis in fits for line in findings(analysis)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("precisionlm.analysis.report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template("report.html").render(
-        title=title, lines=lines, fits=[_section(a, made) for a, made in zip(fits, drawn, strict=True)],
+        title=title, lines=lines, fits=sections,
         comparison=checked.table if checked else None, decisions=list(decisions), units=UNITS,
         runs=_runs(runs, fits, recipes), provenance=dict(provenance or {}),
-        learning={"svg": _embed(learning), "caption": CAPTIONS["learning"]} if learning else None,
+        learning={"svg": svg["learning"], "caption": CAPTIONS["learning"]} if learning else None,
     )  # fmt: skip
     try:
         partial = out.with_name(out.name + ".partial")
@@ -100,7 +104,7 @@ def _held_out(analysis: Analysis, checked: HeldOut | None) -> dict[str, Figure]:
     return {"held_out": figure} if figure else {}
 
 
-def _section(analysis: Analysis, drawn: dict[str, Figure]) -> dict[str, Any]:
+def _section(analysis: Analysis) -> dict[str, Any]:
     result, law = analysis.result, analysis.law
     boot = analysis.bootstrap
     return {
@@ -113,16 +117,12 @@ def _section(analysis: Analysis, drawn: dict[str, Figure]) -> dict[str, Any]:
         "constants": constants(analysis),
         "intervals": analysis.intervals_from
         + (f"; {len(boot.samples)} of {boot.resamples} refits finished" if boot else ""),
-        "figures": [{"svg": _embed(f), "caption": CAPTIONS[n]} for n, f in drawn.items()],
     }  # fmt: skip
 
 
-@draw.styled
-def _embed(figure: Figure) -> Markup:
-    """The figure as inline SVG. Text is drawn as paths, so nothing from the table reaches the page as markup."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
+def _embedded(path: Path) -> Markup:
+    """A figure's SVG for the page. Text is drawn as paths, so nothing from the table reaches the page as markup."""
+    text = path.read_text(encoding="utf-8")
     return Markup(text[text.index("<svg") :])
 
 

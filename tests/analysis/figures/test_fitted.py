@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgba
 
 from precisionlm.analysis.figures import checks, curves, effective, rows
 from precisionlm.analysis.figures.draw import bins
@@ -16,8 +17,8 @@ from precisionlm.analysis.fitting.compare import score
 from precisionlm.analysis.fitting.held_out import make_splits
 from precisionlm.analysis.fitting.objective import Objective
 
-FORMATS = {"bf16": 1.0, "int8": 0.99, "int6": 0.93, "int5": 0.85, "int4": 0.7, "e2m1": 0.62, "mxfp4": 0.64, "int3": 0.45,
-           "e1m1": 0.3, "int2": 0.16, "ternary": 0.1, "int1": 0.05}  # fmt: skip
+FORMATS = {"bf16": 1.0, "int8": 0.99, "int6": 0.93, "int5": 0.85, "int4": 0.7, "e2m1": 0.62, "mxfp4": 0.64,
+           "int3": 0.45, "e1m1": 0.3, "int2": 0.16, "ternary": 0.1, "int1": 0.05}  # fmt: skip
 
 
 def runs(formats=FORMATS, loss="val_loss"):
@@ -69,10 +70,9 @@ def test_a_recipe_looks_the_same_in_every_figure_of_every_fit(frame, fits, recip
     assert all(len(found) == 1 for found in seen.values())
     assert len({look for found in seen.values() for look in found}) == len(FORMATS)  # no two alike
     bars = rows.draw(frame, recipes)["recipes"].axes[0]
-    colours = dict(zip([t.get_text() for t in bars.get_yticklabels()], [p.get_facecolor() for p in bars.patches]))
+    names = [label.get_text() for label in bars.get_yticklabels()]
+    colours = dict(zip(names, [bar.get_facecolor() for bar in bars.patches], strict=True))
     assert len(colours) == len(FORMATS) - 1
-    from matplotlib.colors import to_rgba
-
     assert all(to_rgba(recipes.looks[name].colour) == colour for name, colour in colours.items())
 
 
@@ -101,7 +101,8 @@ def test_every_format_has_its_line_and_the_axes_hold_the_data(frame, fits, recip
 
 def test_effective_parameters_of_every_format_have_intervals(fits, recipes):
     ax = effective.by_recipe(fits[0], recipes).axes[0]
-    shown = dict(zip([t.get_text() for t in ax.get_yticklabels()], [bar.get_width() for bar in ax.patches]))
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    shown = dict(zip(names, [bar.get_width() for bar in ax.patches], strict=True))
     assert set(shown) == set(FORMATS) and shown["bf16"] == 1.0
     assert shown["int4"] == pytest.approx(fits[0].result.params["eff_int4"])
     share, band = effective.shares(fits[0], {k: v[:5] for k, v in fits[0].result.table.columns.items()})
