@@ -92,6 +92,8 @@ def _budget(asked: Question, cost_name: str) -> dict[str, Any]:
             "serving_flops": float(INFER * best.N * cost.inference_tokens * cost.relative(best.P)),
             "columns": in_words(law, best.columns)}  # fmt: skip
     out["notes"] += [*best.notes, *_serving(asked, best, out["serving_flops"])]
+    if best.D < best.N and asked.fitted is None:
+        out["notes"].append(f"{best.D / best.N:.2g} tokens per parameter: laws are fitted on runs with more of them")
     if asked.fitted:
         between = optimum_intervals(asked.fitted, compute, cost, bits=bits, at=at, **kept)
         between["loss"] = _of_loss(asked.fitted, best.columns | {"N": best.N, "D": best.D})

@@ -207,8 +207,6 @@ def _optimum(
     notes = [f"{name} is at the edge of the search ({value:.4g})"
              for name, value, edges in (("N", n, SIZES), ("P", p, BITS))
              if value <= edges[0] * 1.001 or value >= edges[1] * 0.999]  # fmt: skip
-    if d < n:
-        notes.append(f"{d / n:.2g} tokens per parameter: laws are fitted on runs with more tokens than parameters")
     return Optimum(n, d, p, loss, float(cost.total(n, d, p)), columns, notes=tuple(notes))
 
 

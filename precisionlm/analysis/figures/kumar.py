@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from precisionlm.analysis.decisions.optimum import compute_optimal, minimise
 from precisionlm.analysis.figures.curves import observed_gaps
-from precisionlm.analysis.figures.draw import COLOURS, canvas, engineering, legend, log_axis
+from precisionlm.analysis.figures.draw import COLOURS, DASHES, canvas, engineering, legend, log_axis
 from precisionlm.analysis.figures.rows import bars
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.laws.base import Law, Symbol
@@ -82,9 +82,9 @@ def ptq_against_data(law: Law, params: Mapping[str, float]) -> Figure:
         for i, bits in enumerate((3.0, 4.0, 5.0, 6.0)):
             after = law.predict(params, high(law, N=n, D=d, P_post=bits))
             gap = after if law.is_gap else after - law.predict(params, high(law, N=n, D=d))
-            axes[-1, j].plot(d / n, gap, color=COLOURS[i], label=f"INT{bits:g}")
+            axes[-1, j].plot(d / n, gap, color=COLOURS[i], ls=DASHES[i % 7], label=f"INT{bits:g}")
             if not law.is_gap:
-                axes[0, j].plot(d / n, after, color=COLOURS[i])
+                axes[0, j].plot(d / n, after, color=COLOURS[i], ls=DASHES[i % 7])
         if not law.is_gap:
             axes[0, j].plot(
                 d / n, law.predict(params, high(law, N=n, D=d)), color="0.3", ls="--", label="not quantized"
@@ -110,7 +110,7 @@ def isoloss(law: Law, params: Mapping[str, float]) -> Figure:
     for i, symbol in enumerate(operands(law)):
         f = share(law, params, **{symbol.name: bits})
         total = total * f
-        left.plot(bits, f, color=COLOURS[i], label=symbol.meaning)
+        left.plot(bits, f, color=COLOURS[i], ls=DASHES[i % 7], label=symbol.meaning)
     left.plot(bits, total, color="0.2", ls="--", label="all together")
     left.set(xlabel="bits P", ylabel="$N_{eff}/N$", ylim=(0, 1.02))
     if any(s.name == "P_w" for s in law.symbols):
@@ -133,7 +133,11 @@ def loss_against_bits(law: Law, params: Mapping[str, float]) -> Figure:
             for i, n in enumerate(SIZES):
                 loss = law.predict(params, high(law, N=n, D=d, **{symbol.name: bits}))
                 ax.plot(
-                    bits, np.where(np.isfinite(loss), loss, np.nan), color=COLOURS[i], label=f"N = {engineering(n)}"
+                    bits,
+                    np.where(np.isfinite(loss), loss, np.nan),
+                    color=COLOURS[i],
+                    ls=DASHES[i % 7],
+                    label=f"N = {engineering(n)}",
                 )
             ax.set(xlabel=f"${symbol.name.replace('_', '_{')}}}$ (bits)", ylim=(3.1, 4.6))
             ax.set_title(f"D = {engineering(d)}")
@@ -149,7 +153,13 @@ def optimal_bits(law: Law, params: Mapping[str, float]) -> Figure:
     tokens = np.geomspace(1e11, 1e15, 25)
     for i, n in enumerate((8e9, 70e9, 405e9)):
         best = [compute_optimal(law, params, 6 * n * t, n=n) for t in tokens]
-        ax.plot([b.D for b in best], [b.P for b in best], color=COLOURS[i], label=f"N = {engineering(n)}, fixed")
+        ax.plot(
+            [b.D for b in best],
+            [b.P for b in best],
+            color=COLOURS[i],
+            ls=DASHES[i % 7],
+            label=f"N = {engineering(n)}, fixed",
+        )
     joint = compute_optimal(law, params, 1e22)
     ax.axhline(joint.P, color="0.3", ls="--", label=f"N, D and P free: {joint.P:.2f} bits")
     for i, compute in enumerate((1e23, 1e25, 1e27)):

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from precisionlm.analysis.decisions.optimum import compute_optimal, critical_data
 from precisionlm.analysis.figures import forms, stepwise
-from precisionlm.analysis.figures.draw import COLOURS, canvas, legend, log_axis
+from precisionlm.analysis.figures.draw import COLOURS, DASHES, canvas, legend, log_axis
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.laws.base import Law
 from precisionlm.analysis.laws.sun import best_split
@@ -52,7 +52,7 @@ def block_size(law: Law, params: Mapping[str, float]) -> Figure:
     for ax, d in zip(axes[0], (10.48576e9, 104.8576e9), strict=True):
         for i, n in enumerate(SIZES):
             loss = law.predict(params, {"N": n, "D": d, "E": 1, "M": 1, "log2B": block})
-            ax.plot(2**block, loss, color=COLOURS[i], label=f"N = {n / 1e6:.0f}M")
+            ax.plot(2**block, loss, color=COLOURS[i], ls=DASHES[i % 7], label=f"N = {n / 1e6:.0f}M")
         ax.set(xlabel="elements per scale B", title=f"E1M1, D = {d / 1e9:.1f}B")
         ax.set_xscale("log", base=2)
     axes[0, 0].set_ylabel("loss (nats/token)")
@@ -74,7 +74,15 @@ def layouts(law: Law, params: Mapping[str, float]) -> Figure:
     ax.plot(widths, real["E"], color=COLOURS[0], label="exponent bits, real-valued best")
     ax.plot(widths, real["M"], color=COLOURS[1], ls="--", label="mantissa bits, real-valued best")
     ax.plot(widths, best, "o", color=COLOURS[0], label="exponent bits, best integer")
-    ax.plot(widths, widths - 1 - np.array(best), "s", color=COLOURS[1], label="mantissa bits, best integer")
+    ax.plot(
+        widths,
+        widths - 1 - np.array(best),
+        "s",
+        color=COLOURS[1],
+        mfc="none",
+        ms=9,
+        label="mantissa bits, best integer",
+    )
     for width, chosen in zip(widths.tolist(), best, strict=True):
         at = (width, max(chosen, width - 1 - chosen))
         label = f"E{chosen}M{width - 1 - chosen:.0f}"
@@ -91,7 +99,7 @@ def data_minimum(law: Law, params: Mapping[str, float]) -> Figure:
     d = np.geomspace(1e9, 1e16, 300)
     for i, (e, m) in enumerate(((2, 1), (4, 3), (3, 4), (3, 5), (3, 6), (8, 7))):
         at = {"N": 1e9, "E": e, "M": m, "log2B": BLOCK}
-        ax.plot(d, law.predict(params, at | {"D": d}), color=COLOURS[i], label=f"E{e}M{m}")
+        ax.plot(d, law.predict(params, at | {"D": d}), color=COLOURS[i], ls=DASHES[i % 7], label=f"E{e}M{m}")
         critical = critical_data(law, params, at)
         if np.isfinite(critical) and critical < d[-1]:
             ax.plot(critical, law.predict(params, at | {"D": critical}), "v", color=COLOURS[i], ms=7)
@@ -108,8 +116,13 @@ def optimal_bits(law: Law, params: Mapping[str, float]) -> Figure:
     for i, block in enumerate((32, 128, 512)):
         at = {"log2B": float(np.log2(block))}
         bits = [compute_optimal(law, params, c, at=at).P for c in compute]
-        axes[0, 0].plot(compute, bits, color=COLOURS[i], label=f"B = {block}")
-        axes[0, 1].plot(tokens, [compute_optimal(law, params, 1e26, d=d, at=at).P for d in tokens], color=COLOURS[i])
+        axes[0, 0].plot(compute, bits, color=COLOURS[i], ls=DASHES[i % 7], label=f"B = {block}")
+        axes[0, 1].plot(
+            tokens,
+            [compute_optimal(law, params, 1e26, d=d, at=at).P for d in tokens],
+            color=COLOURS[i],
+            ls=DASHES[i % 7],
+        )
     axes[0, 0].set(xlabel="compute C (16-bit-equivalent FLOPs)", ylabel="best bits P*", xscale="log")
     axes[0, 1].set(xlabel="training tokens D")
     log_axis(axes[0, 1])
@@ -125,7 +138,7 @@ def channel(law: Law, params: Mapping[str, float]) -> Figure:
     for ax, (block, title) in zip(axes[0], panels, strict=True):
         for i, n in enumerate(SIZES):
             loss = law.predict(params, {"N": n, "D": d, "E": 1, "M": 1, "log2B": block})
-            ax.plot(d, loss, color=COLOURS[i], label=f"N = {n / 1e6:.0f}M")
+            ax.plot(d, loss, color=COLOURS[i], ls=DASHES[i % 7], label=f"N = {n / 1e6:.0f}M")
         ax.set(title=f"E1M1, {title}", xlabel="training tokens D")
         log_axis(ax)
     axes[0, 0].set_ylabel("loss (nats/token)")
@@ -139,8 +152,14 @@ def exponent_mantissa(law: Law, params: Mapping[str, float]) -> Figure:
     x = np.linspace(0, 7, 80)
     for i, n in enumerate(SIZES):
         at = {"N": n, "D": 104.8576e9, "log2B": CHANNEL}
-        axes[0, 0].plot(x, law.predict(params, at | {"E": x, "M": 1}), color=COLOURS[i], label=f"N = {n / 1e6:.0f}M")
-        axes[0, 1].plot(x, law.predict(params, at | {"E": 1, "M": x}), color=COLOURS[i])
+        axes[0, 0].plot(
+            x,
+            law.predict(params, at | {"E": x, "M": 1}),
+            color=COLOURS[i],
+            ls=DASHES[i % 7],
+            label=f"N = {n / 1e6:.0f}M",
+        )
+        axes[0, 1].plot(x, law.predict(params, at | {"E": 1, "M": x}), color=COLOURS[i], ls=DASHES[i % 7])
     axes[0, 0].set(xlabel="exponent bits E (M = 1)", ylabel="loss (nats/token)", ylim=(2.5, 4.5))
     axes[0, 1].set(xlabel="mantissa bits M (E = 1)")
     legend(figure, axes[0])
