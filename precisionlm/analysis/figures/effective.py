@@ -49,43 +49,52 @@ def along_bits(analysis: Analysis) -> Figure | None:
     return figure
 
 
+def interval_of_share(analysis: Analysis, point: dict[str, float]) -> tuple[float, float]:
+    """95 % interval of N_eff/N at a point: over refits where there are some, else linearised; (0, inf) where it rests
+    on constants that the data leave open."""
+    law, columns = analysis.law, {k: np.array([v]) for k, v in point.items()}
+    low, high = analysis.result.interval_of(lambda params: float(share_of(law, params, columns).reshape(-1)[0]))
+    if not np.isfinite([low, high]).all():
+        return 0.0, np.inf
+    _, band = shares(analysis, columns)
+    return (max(low, 0.0), high) if band is None else (float(band[0][0]), float(band[1][0]))
+
+
 def by_recipe(analysis: Analysis, recipes: Recipes) -> Figure | None:
     """The share that every recipe in the table keeps, a bar each with its 95 % interval, the widest first.
 
-    Where it depends on N and D it is that of the commonest pair of the table.
+    Where it depends on N and D it is that of the commonest pair of the table. Hatched: the data do not determine it.
     """
     law, table = analysis.law, analysis.result.table
     if law.kept_share is None:
         return None
     labels = recipes.of(analysis)
-    trained = [s.name for s in law.symbols if s.kind == "ptq_bits"]
-    cell = table.cell == np.bincount(table.cell).argmax()
-    n, d = (float(table.columns[k][cell][0]) for k in ("N", "D"))
-    names, columns = [], []
-    for name in recipes.order(labels):
-        row = int(np.flatnonzero(labels == name)[0])
-        if not any(np.isfinite(table.columns[k][row]) for k in trained):
-            names.append(name)
-            columns.append({k: v[row] for k, v in table.columns.items()} | {"N": n, "D": d})
-    if len(names) < 2:
+    after = [s.name for s in law.symbols if s.kind == "ptq_bits"]
+    cell = int(np.flatnonzero(table.cell == np.bincount(table.cell).argmax())[0])
+    n, d = (float(table.columns[k][cell]) for k in ("N", "D"))
+    first = {name: int(np.flatnonzero(labels == name)[0]) for name in recipes.order(labels)}
+    points = {name: {k: float(v[row]) for k, v in table.columns.items()} | {"N": n, "D": d}
+              for name, row in first.items() if not any(np.isfinite(table.columns[k][row]) for k in after)}  # fmt: skip
+    if len(points) < 2:
         return None
-    there = {k: np.array([c[k] for c in columns]) for k in columns[0]}
-    share, band = shares(analysis, there)
-    figure, axes = canvas(1, width=5.0, height=max(2.0, 0.19 * len(names) + 0.9))
-    ax, place = axes[0, 0], np.arange(len(names))
-    ax.barh(place, np.nan_to_num(share), color=[recipes.looks[x].colour for x in names], height=0.7, alpha=0.85,
-            edgecolor="0.2", lw=0.4)  # fmt: skip
-    top = np.nan_to_num(share)
-    if band is not None:
-        shown = np.clip(band, 0.0, 10.0 * max(1.0, float(top.max())))
-        ends = np.abs(shown - np.nan_to_num(share))
-        ax.errorbar(np.nan_to_num(share), place, xerr=ends, fmt="none", ecolor="black", elinewidth=1, capsize=2)
-        top = np.maximum(top, shown[1])
-    for i, value in enumerate(share):
-        text = f"{value:.3f}" if np.isfinite(value) else "undefined"
-        ax.annotate(text, (top[i], i), textcoords="offset points", xytext=(4, 0), va="center", fontsize=7)
-    ax.set_yticks(place, names, fontsize=8)
-    ax.set(xlabel="$N_{eff}/N$", xlim=(0, float(top.max()) * 1.14), ylim=(len(names) - 0.4, -0.6))
+    there = {k: np.array([point[k] for point in points.values()]) for k in table.columns}
+    share = shares(analysis, there)[0]
+    figure, axes = canvas(1, width=5.0, height=max(2.0, 0.19 * len(points) + 0.9))
+    ax, right = axes[0, 0], 1.0
+    for i, (name, point) in enumerate(points.items()):
+        low, high = interval_of_share(analysis, point)
+        value, known = float(np.nan_to_num(share[i])), np.isfinite(high)
+        ax.barh(i, value, color=recipes.looks[name].colour, height=0.7, alpha=0.85, edgecolor="0.2", lw=0.4,
+                hatch="" if known else "////")  # fmt: skip
+        end = max(value, min(high, 2.0)) if known else value
+        if known:
+            ends = [[abs(value - low)], [abs(high - value)]]
+            ax.errorbar(value, i, xerr=ends, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        text = ("" if known else "not identified, ") + (f"{share[i]:.3f}" if np.isfinite(share[i]) else "undefined")
+        ax.annotate(text, (end, i), textcoords="offset points", xytext=(4, 0), va="center", fontsize=7)
+        right = max(right, end)
+    ax.set_yticks(np.arange(len(points)), list(points), fontsize=8)
+    ax.set(xlabel="$N_{eff}/N$", xlim=(0, right * 1.14), ylim=(len(points) - 0.4, -0.6))
     elsewhere = shares(analysis, there | {"N": np.array(2 * n), "D": np.array(3 * d)})
     if not np.allclose(share, elsewhere[0], equal_nan=True):
         ax.set_title(f"at N = {engineering(n)}, D = {engineering(d)} tokens")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from precisionlm.analysis.figures.effective import shares
+from precisionlm.analysis.figures.effective import interval_of_share, shares
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.laws.base import Parameter
 from precisionlm.analysis.laws.precision import categories, label_of, unquantized, width_of
@@ -57,12 +57,11 @@ def coarsest(analysis: Analysis) -> str:
     row = int(np.nanargmin(width))
     point = {k: float(v[row]) for k, v in columns.items()}
     alone = {k: v for k, v in unquantized(law).items() if k not in free}
-    share, band = shares(analysis, {k: np.array([v]) for k, v in (point | alone).items()})
-    text = f"In {label_of(law, point | alone)} (the narrowest precision here) a model counts as {share[0]:.2f} of its "
-    text += "parameters"
-    lost = [name for name, known in analysis.identified.items() if not known]
-    between = f" [{band[0][0]:.2f}, {band[1][0]:.2f}]" if band is not None else ""
-    return text + between + (f", as far as {', '.join(lost)} can be told" if lost else "") + "."
+    point |= alone
+    share, (low, high) = shares(analysis, point)[0][0], interval_of_share(analysis, point)
+    between = f" [{low:.2f}, {high:.2f}]" if np.isfinite(high) else ", which the data do not determine"
+    return (f"In {label_of(law, point)} (the narrowest precision here) a model counts as {share:.2f} of its parameters"
+            f"{between}.")  # fmt: skip
 
 
 def _constant(analysis: Analysis, parameter: Parameter) -> str:
