@@ -33,6 +33,7 @@ from precisionlm.cli.fit_arguments import (
 from precisionlm.cli.plan import plan
 from precisionlm.cli.plan_question import add_plan_arguments
 from precisionlm.cli.plan_words import describe
+from precisionlm.cli.profile import profiles
 from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import UserError
 
@@ -61,6 +62,9 @@ def _add_fit(subparsers: Any) -> None:
     )
     add_fit_arguments(parser, bootstrap=0)
     parser.add_argument("--staged", action="store_true", help="fit the base on unquantized runs first, the rest after")
+    parser.add_argument(
+        "--profile", metavar="NAME,...", help="profile intervals of constants, of P (optimal bits) or of D_crit"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -108,10 +112,14 @@ def run_fit(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return show_plan(arguments, [preview(arguments, frame, arguments.law)])
     analysis = fit_from(arguments, frame, arguments.law)
+    found = profiles(analysis, names_of(arguments.profile)) if arguments.profile else {}
     if arguments.json:
-        dump(as_json(analysis))
-    else:
-        print_fit(analysis)
+        dump(as_json(analysis) | ({"profiles": found} if found else {}))
+        return 0
+    print_fit(analysis)
+    for name, profile in found.items():
+        ends = "[{:.4g}, {:.4g}]".format(*profile["interval"])
+        print(f"  profile of {name}: {profile['value']:.6g} {ends}  {profile['meaning']}")
     return 0
 
 
@@ -128,7 +136,7 @@ def print_fit(analysis: Analysis) -> None:
     intervals = analysis.intervals
     for p in analysis.law.parameters:
         interval = "  [{:.4g}, {:.4g}]".format(*intervals[p.name]) if p.name in intervals else ""
-        known = "  held" if p.name not in result.free else "" if analysis.identified[p.name] else "  not identified"
+        known = {True: "", False: "  not identified", None: "  held"}[analysis.identified.get(p.name)]
         print(f"  {p.name:<11} {result.params[p.name]:<12.6g}{interval:<26}{known}  {p.meaning}")
     for warning in dict.fromkeys(analysis.warnings):
         print(f"warning: {warning}", file=sys.stderr)

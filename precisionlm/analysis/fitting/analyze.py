@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from precisionlm.analysis import laws
-from precisionlm.analysis.fitting.bootstrap import Bootstrap, bootstrap
+from precisionlm.analysis.fitting.bootstrap import Bootstrap, bootstrap_staged
 from precisionlm.analysis.fitting.choices import Choices
 from precisionlm.analysis.fitting.findings import FEW_GROUPS, Finding, concerning
 from precisionlm.analysis.fitting.fit import FitResult, error_weights, fit, fit_staged
@@ -32,20 +32,25 @@ class Analysis:
         return self.result.law
 
     @property
+    def fits(self) -> tuple[FitResult, ...]:
+        """Every stage, the last one at the end; the fit alone where there are none."""
+        return (*self.stages, self.result)
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
         """All that a reader must know, each with the constants it concerns."""
-        return self.result.findings
+        return tuple(dict.fromkeys(f for fit in self.fits for f in fit.findings))
 
     @property
     def identified(self) -> dict[str, bool]:
         """Fitted constant -> whether the data determine it."""
-        return self.result.identified
+        return {name: known for fit in self.fits for name, known in fit.identified.items()}
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Fitted constant -> 95 % interval: of the bootstrap where there is one, linearised otherwise. A constant that
         is not identified has the interval of its bounds."""
-        linear = self.result.intervals
+        linear = {name: ends for fit in self.fits for name, ends in fit.intervals.items()}
         if not self.bootstrap:
             return linear
         drawn = self.bootstrap.intervals
@@ -63,14 +68,16 @@ class Analysis:
     @property
     def intervals_from(self) -> str:
         """Where the intervals come from and which rows share their noise, in one line."""
+        if self.bootstrap:
+            return f"{self.bootstrap.resamples} bootstrap refits, {self.bootstrap.groups} {self.bootstrap.why}"
         groups = self.result.uncertainty.grouping
-        how = f"{self.bootstrap.resamples} bootstrap refits" if self.bootstrap else "linearised"
-        return f"{how}, {groups.count} {groups.why}"
+        staged = "; each stage takes the earlier ones as exact" if self.stages else ""
+        return f"linearised, {groups.count} {groups.why}{staged}"
 
     @property
     def standard_errors(self) -> dict[str, float]:
         """Fitted constant -> standard error, of the bootstrap where there is one; inf where it is not identified."""
-        linear = self.result.standard_errors
+        linear = {name: error for fit in self.fits for name, error in fit.standard_errors.items()}
         drawn = self.bootstrap.errors if self.bootstrap else linear
         return {n: drawn[n] if self.identified[n] else linear[n] for n in linear}
 
@@ -88,19 +95,19 @@ class Analysis:
 
     def caution(self, constants: Iterable[str] | None = None) -> tuple[str, ...]:
         """What to say beside a number that rests on these constants (all fitted ones by default): plain sentences."""
-        return tuple(f.text for f in concerning(self.findings, self.result.free if constants is None else constants))
+        return tuple(f.text for f in concerning(self.findings, self.identified if constants is None else constants))
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """The fit's warnings and those that the intervals add, in plain words."""
-        return (*self.result.warnings, *self._wide())
+        earlier = (text for fit in self.stages for text in fit.messages)
+        return tuple(dict.fromkeys((*self.result.warnings, *earlier, *self._wide())))
 
     def _wide(self) -> tuple[str, ...]:
         """Constants whose interval spans a factor of three or crosses zero's neighbourhood."""
         runs = int(self.result.table.cluster.max()) + 1
         wide, intervals = {}, self.intervals
-        for name in self.result.free:
-            low, high = intervals[name]
+        for name, (low, high) in intervals.items():
             shape = not self.law.parameter(name).linear and self.identified[name]
             if shape and (high - low) > abs(self.result.params[name]) and high > low:
                 wide[name] = f"{name} {low:.3g} to {high:.3g}"
@@ -197,9 +204,9 @@ def analyze(
     if staged:
         if choices.fixed or weighted:
             raise UserError("a staged fit takes neither fixed parameters nor weights")
-        stages = fit_staged(table, objective, starts)
-        result = stages[-1]
+        stages = fit_staged(table, objective, starts, over)
     else:
         weights = error_weights(table) if weighted else None
-        stages, result = (), fit(table, objective, starts, choices.fixed, weights, over=over)
-    return Analysis(result, bootstrap(result, resamples, over) if resamples else None, stages[:-1])
+        stages = (fit(table, objective, starts, choices.fixed, weights, over=over),)
+    drawn = bootstrap_staged(stages, table, resamples, over) if resamples else None
+    return Analysis(stages[-1], drawn, stages[:-1])

@@ -77,7 +77,9 @@ def fit(
     return judge(table, problem, optimum, weights, grouping(table, over), time.perf_counter() - began)
 
 
-def fit_staged(table: Table, objective: Objective = Objective(), starts: int = 500) -> tuple[FitResult, ...]:
+def fit_staged(
+    table: Table, objective: Objective = Objective(), starts: int = 500, over: str = "auto"
+) -> tuple[FitResult, ...]:
     """Fit a law stage by stage (base on unquantized runs, then the precision terms); the last result has them all."""
     law = table.law
     if not law.stages:
@@ -90,6 +92,6 @@ def fit_staged(table: Table, objective: Objective = Objective(), starts: int = 5
             raise UserError(f"law {law.name}: no rows for its stage on {stage.rows}")
         neutral = {p.name: p.start[0] for p in law.parameters if p.name not in stage.free and p.held is None}
         part = table.take(rows, f"not in this stage ({stage.rows})")
-        results.append(fit(part, objective, starts, fixed=neutral | known))
+        results.append(fit(part, objective, starts, fixed=neutral | known, over=over))
         known |= {name: results[-1].params[name] for name in stage.free}
     return tuple(results)

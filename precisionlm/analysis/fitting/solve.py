@@ -146,9 +146,9 @@ class _Batches:
         undone = np.flatnonzero(~lanes.done)
         if not self.one_problem or not lanes.done.any():
             return undone
-        height = lanes.value[undone] / max(lanes.value[lanes.done].min(), 1e-300)  # 0: as many constants as rows
-        arrived = (height >= 1.0) & (height < 1.0 + SAME)
-        hopeless = (height > NEAR) & (until >= PATIENCE)
+        height, best = lanes.value[undone], lanes.value[lanes.done].min()
+        arrived = (height >= best) & (height < best * (1.0 + SAME))
+        hopeless = (height > best * NEAR) & (until >= PATIENCE)
         return undone[~(arrived | hopeless)]
 
     def advance(self, lanes: Lane, threshold: float, until: int, index: np.ndarray) -> list[np.ndarray]:
