@@ -65,8 +65,8 @@ def bootstrap(result: FitResult, resamples: int = 1000, over: str = "auto", seed
     if count < 2:
         raise UserError(f"bootstrap over {groups.over}s needs at least two; the table has {count}")
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    weights = draws[:, group] * result.weights
-    solution = solve(result.problem, np.repeat(result.point[None], resamples, axis=0), weights)
+    starts = np.repeat(result.point[None], resamples, axis=0)
+    solution = solve(result.problem, starts, lambda lanes: draws[lanes][:, group] * result.weights, near=True)
     usable = np.isfinite(solution.objective)
     parameters = result.law.parameters
     points = solution.point[usable].T

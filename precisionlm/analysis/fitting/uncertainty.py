@@ -30,13 +30,15 @@ class Uncertainty:
     covariance: (p, p) in search space, 0 for held constants. identified: (p,) false where the 95 % interval is wider
     than the range of plausible values, or infinite. flat: (p, q) directions of search space, as long as a plausible
     change, that the data leave open. quantile: half the width of a 95 % interval in standard errors. grouping: which
-    rows share their noise.
+    rows share their noise. scatter: variance of a row's slope of the objective in units of its curvature (of its
+    residual, for squares).
     """
 
     covariance: np.ndarray
     identified: np.ndarray
     flat: np.ndarray
     quantile: float
+    scatter: float
     grouping: Grouping = field(repr=False)
 
     @property
@@ -89,13 +91,16 @@ def uncertainty(
         full[mask] = directions
         return full
 
-    flat = place(free, free)
+    flat = place(free, free) if free.any() else np.zeros((p, 0))
     pressed = at_bound & identified
-    if pressed.any():
+    if pressed.any() and not (free <= pressed).all():
         covariance[:] = np.diag(np.where(pressed, np.diag(covariance), 0.0))
         flat = place(free & ~pressed, free & ~pressed)
-    dof = max(min(grouping.count - 1, len(residuals) - int(free.sum())), 1)
-    return Uncertainty(covariance, identified, flat, t_quantile(dof), grouping)
+    left = max(len(residuals) - int(free.sum()), 1)
+    scatter = _scatter(residuals, weights, threshold, int(free.sum()), left)
+    return Uncertainty(
+        covariance, identified, flat, t_quantile(max(min(grouping.count - 1, left), 1)), scatter, grouping
+    )
 
 
 def smooth_slope(residuals: np.ndarray, threshold: float, constants: int) -> np.ndarray:
@@ -131,22 +136,32 @@ def interval_of(
     """Linearised 95 % interval of a number that is derived from the constants; infinite where it rests on some that
     the data leave open."""
 
-    def at(z: np.ndarray) -> float:
-        return float(value({p.name: float(np.exp(x) if p.log else x) for p, x in zip(law.parameters, z, strict=True)}))
-
-    slope, moves = np.zeros(len(point)), (np.diag(known.covariance) > 0) | known.flat.any(axis=1)
-    for i in np.flatnonzero(moves):
-        step = np.zeros(len(point))
-        step[i] = STEP
-        slope[i] = (at(point + step) - at(point - step)) / (2 * STEP)
+    moves = (np.diag(known.covariance) > 0) | known.flat.any(axis=1)
+    slope = slope_of(value, law, point, moves)
     if not np.isfinite(slope).all():
         return -math.inf, math.inf
     half = known.quantile * math.sqrt(max(float(slope @ known.covariance @ slope), 0.0))
     open_ = float(np.abs(slope @ known.flat).sum())
-    centre = at(point)
+    centre = float(value(_params(law, point)))
     if open_ > half and open_ > 1e-6 * abs(centre):
         return -math.inf, math.inf
     return centre - half, centre + half
+
+
+def slope_of(
+    value: Callable[[Mapping[str, float]], float], law: Law, point: np.ndarray, moves: np.ndarray
+) -> np.ndarray:
+    """(p,) derivative in search space of a number derived from the constants, 0 for those that do not move."""
+    slope = np.zeros(len(point))
+    for i in np.flatnonzero(moves):
+        step = np.zeros(len(point))
+        step[i] = STEP
+        slope[i] = float(value(_params(law, point + step))) - float(value(_params(law, point - step)))
+    return slope / (2 * STEP)
+
+
+def _params(law: Law, point: np.ndarray) -> dict[str, float]:
+    return {p.name: float(np.exp(z) if p.log else z) for p, z in zip(law.parameters, point, strict=True)}
 
 
 def unfinished(jacobian: np.ndarray, residuals: np.ndarray, weights: np.ndarray, threshold: float) -> float:
@@ -179,12 +194,19 @@ def _sandwich(
     lost = (np.abs(vectors[:, ~present]) > 1e-4).any(axis=1)
     if dof < 1 or not present.any():
         return np.zeros((k, k)), np.zeros(k, bool), np.eye(k)
-    scatter = max(float(np.sum(weights * psi**2) / np.sum(weights * b)) * n / dof, PRINTED**2)
+    scatter = _scatter(residuals, weights, threshold, k, dof)
     inverse = vectors[:, present] / size[present]
     covariance = inverse @ _meat(design @ inverse, rho, scatter, grouping) @ inverse.T
     variance = np.maximum(scatter * np.sum(inverse**2, axis=1), np.diag(covariance))
     identified = ~lost & (t_quantile(dof) * np.sqrt(variance) < 1.0)
     return covariance, identified, vectors[:, size < t_quantile(dof) * math.sqrt(scatter)]
+
+
+def _scatter(residuals: np.ndarray, weights: np.ndarray, threshold: float, constants: int, dof: int) -> float:
+    """Variance of psi over mean psi': of the residuals for squares. `dof`: rows left after the constants."""
+    psi = np.clip(residuals, -threshold, threshold)
+    b = smooth_slope(residuals, threshold, constants)
+    return max(float(np.sum(weights * psi**2) / np.sum(weights * b)) * len(psi) / dof, PRINTED**2)
 
 
 def _principal(design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
