@@ -130,7 +130,9 @@ def parse_ranges(text: str | None, option: str) -> dict[str, tuple[float, float]
     while text[place:].strip():
         entry = _ENTRY.match(text, place)
         if entry is None:
-            raise UserError(f"{option} '{text[place:]}': expected NAME=VALUE or NAME=LOW:HIGH in numbers, separated by commas")
+            raise UserError(
+                f"{option} '{text[place:]}': expected NAME=VALUE or NAME=LOW:HIGH in numbers, separated by commas"
+            )
         low, high = float(entry[2]), float(entry[3] or entry[2])
         if low > high:
             raise UserError(f"{option} {entry[1]}={low:g}:{high:g}: the lower end comes first")
