@@ -65,9 +65,16 @@ def missing(values: np.ndarray) -> np.ndarray:
         return np.isnan(values)
     if values.dtype.kind in "biu":
         return np.zeros(values.shape, bool)
-    # NaN is unequal to itself; pandas' NA answers with itself, which counts as missing too.
-    flat = [v is None or (not v.strip() if isinstance(v, str) else (v == v) is not True) for v in values.ravel()]
-    return np.array(flat, bool).reshape(values.shape)
+    return np.array([_lost(v) for v in values.ravel()], bool).reshape(values.shape)
+
+
+def _lost(value: Any) -> bool:
+    if value is None or isinstance(value, str):
+        return not (value and value.strip())
+    try:
+        return not value == value  # noqa: SIM201  NaN is unequal to itself
+    except TypeError:  # pandas' NA has no truth value
+        return True
 
 
 def quoted(name: str) -> str:
@@ -99,13 +106,8 @@ class _Evaluation:
                 return np.asarray(self.walk(tree.body))
         except SyntaxError as problem:
             raise self.refused("cannot be read") from problem
-        except (
-            RecursionError,
-            MemoryError,
-            ValueError,
-            OverflowError,
-        ) as problem:  # too deep, a null byte
-            raise self.wrong("cannot be read") from problem
+        except (RecursionError, MemoryError, ValueError, OverflowError) as problem:
+            raise self.wrong("cannot be read") from problem  # nested too deeply, a null byte, hundreds of digits
 
     def _token(self, found: re.Match[str]) -> str:
         token = found[0]

@@ -104,8 +104,8 @@ def test_errors_are_one_line_that_says_what_is_right(text, message):
 
 
 def test_missing_and_truth():
-    mixed = np.array([None, np.nan, pd.NA, pd.NaT, " ", "x", 3], dtype=object)
-    assert missing(mixed).tolist() == [True] * 5 + [False] * 2
+    mixed = np.array([None, np.nan, pd.NA, pd.NaT, " ", "x", 3, np.float64(2), True], dtype=object)
+    assert missing(mixed).tolist() == [True] * 5 + [False] * 4
     words = truth(np.array(["True", "false", None, "1"], dtype=object))
     assert words is not None and words.tolist() == [True, False, False, True]
     assert truth(np.array(["yes"], dtype=object)) is None and truth(np.array([0.5])) is None

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "json_text", "progress", "columns", "expressions", "analysis.table"),
     ("precision", "cluster", "analysis.laws"),
-    ("config", "identity", "analysis.table.read", "analysis.fitting"),
+    ("config", "identity", "analysis.table.read", "analysis.table.symbols", "analysis.fitting"),
     ("data", "model", "storage", "analysis.decisions"),
     ("training", "analysis.figures"),
     ("compiling", "ptq", "analysis.report"),

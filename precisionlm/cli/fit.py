@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.fitting.compare import as_table, compare, own_columns
+from precisionlm.analysis.fitting.compare import as_table, check_symbols, compare, own_columns
 from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.analysis.table import read as tables
 from precisionlm.cli.figures import add_figures, add_report
@@ -14,6 +14,7 @@ from precisionlm.cli.fit_arguments import (
     add_fit_arguments,
     add_table_arguments,
     as_json,
+    columns_of,
     dump,
     fit_from,
     names_of,
@@ -116,14 +117,16 @@ def print_fit(analysis: Analysis) -> None:
 def run_compare(arguments: argparse.Namespace) -> int:
     """`precisionlm compare`."""
     frame, names = tables.read(arguments.runs), names_of(arguments.laws)
-    renamed = tables.parse_columns(arguments.columns)
+    renamed = columns_of(arguments)
+    check_symbols(names, renamed)
     if arguments.dry_run:
         return show_plan(
             arguments, [preview(arguments, frame, law, columns=own_columns(law, renamed)) for law in names]
         )
     comparison = compare(
-        frame, names, renamed, arguments.where, parse_objective(arguments.objective), arguments.starts, arguments.folds
-    )
+        frame, names, renamed, arguments.where, parse_objective(arguments.objective), arguments.starts,
+        arguments.folds, drop_duplicates=arguments.drop_duplicates,
+    )  # fmt: skip
     if arguments.json:
         dump({
             "rows_used": comparison.rows, "rows_excluded": sum(comparison.excluded.values()),

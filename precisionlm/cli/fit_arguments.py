@@ -5,18 +5,33 @@ from typing import Any
 
 from precisionlm.analysis.fitting.analyze import Analysis, analyze, select
 from precisionlm.analysis.fitting.objective import parse_objective
-from precisionlm.analysis.table import read as tables
-from precisionlm.errors import UserError
+from precisionlm.cli.assignments import assignments, numbers
 from precisionlm.json_text import dumps
 
 
 def add_table_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Arguments that say which rows of which file."""
-    parser.add_argument("--runs", metavar="FILE", required=required, help="runs table, .csv or .parquet")
+    parser.add_argument("--runs", metavar="FILE", required=required, help="runs table: .csv, .tsv (also .gz), .parquet")
     parser.add_argument(
-        "--columns", metavar="S=COL,...", help="the law's symbol = column of the file, where they differ"
+        "--columns",
+        metavar="S=COL,...",
+        help="what the law's symbols read where the file has other names: a column, an expression over columns "
+        "('N=`N (M)`*1e6'), or a number for all rows (log2B=32: elements per scale, as in the column)",
     )
-    parser.add_argument("--where", metavar="EXPR", help="a boolean column, or an expression such as 'w_bits >= 4'")
+    parser.add_argument(
+        "--where",
+        metavar="EXPR",
+        help="rows to use: a boolean column or an expression, such as \"w_bits >= 4 and recipe != 'bf16'\", "
+        "'D_tokens / N_params < 500', 'w_bits in [4, 8]', 'w_group is not missing'",
+    )
+    parser.add_argument(
+        "--drop-duplicates", action="store_true", help="leave out rows that repeat an earlier one (default: keep, warn)"
+    )
+
+
+def columns_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """--columns as symbol -> column or expression."""
+    return assignments("--columns", arguments.columns, "SYMBOL=COLUMN pairs such as N=N_params,loss=val_loss")
 
 
 def add_fit_arguments(parser: argparse.ArgumentParser, bootstrap: int) -> None:
@@ -45,11 +60,12 @@ def names_of(text: str) -> list[str]:
 
 def fit_from(arguments: argparse.Namespace, frame: Any, law: str, columns: dict[str, str] | None = None) -> Analysis:
     """The fit that a verb's arguments ask for; `columns` in place of --columns."""
-    renamed = tables.parse_columns(arguments.columns) if columns is None else columns
+    renamed = columns_of(arguments) if columns is None else columns
     return analyze(
         frame, law, renamed, arguments.where, parse_objective(arguments.objective),
-        arguments.starts, arguments.bootstrap, arguments.over, fixed=parse_values(getattr(arguments, "fix", None)),
+        arguments.starts, arguments.bootstrap, arguments.over, fixed=numbers("--fix", getattr(arguments, "fix", None)),
         staged=getattr(arguments, "staged", False), weighted=arguments.weights,
+        drop_duplicates=arguments.drop_duplicates,
     )  # fmt: skip
 
 
@@ -57,10 +73,10 @@ def preview(
     arguments: argparse.Namespace, frame: Any, law: str, columns: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """What `fit_from` would fit, as plain data; checks everything that can be checked without fitting."""
-    renamed = tables.parse_columns(arguments.columns) if columns is None else columns
+    renamed = columns_of(arguments) if columns is None else columns
     objective = parse_objective(arguments.objective)
-    fixed = parse_values(getattr(arguments, "fix", None))
-    table = select(law, frame, renamed, arguments.where)
+    fixed = numbers("--fix", getattr(arguments, "fix", None))
+    table = select(law, frame, renamed, arguments.where, arguments.drop_duplicates)
     return {
         "law": table.law.name, "formula": table.law.title, "objective_name": str(objective),
         "parameters": [name for name in table.law.names if name not in fixed], "held": fixed,
@@ -86,19 +102,6 @@ def show_plan(arguments: argparse.Namespace, fits: list[dict[str, Any]]) -> int:
             print(f"  warning: {warning}")
     print(f"{len(fits)} fits; nothing was fitted or written")
     return 0
-
-
-def parse_values(text: str | None) -> dict[str, float]:
-    """`alpha=0.5,E=1.7` -> {name: value}."""
-    values = {}
-    for part in (text or "").split(","):
-        if part.strip():
-            name, _, value = part.partition("=")
-            try:
-                values[name.strip()] = float(value)
-            except ValueError as problem:
-                raise UserError(f"--fix '{part}': expected NAME=VALUE with a number") from problem
-    return values
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def parse_cost(text: str, inference_tokens: float = 0.0) -> Cost:
         except ValueError as problem:
             raise UserError(f"--cost '{text}': expected linear:NUMBER") from problem
         return Cost(offset=offset, inference_tokens=inference_tokens)
-    if not text.endswith((".csv", ".parquet")):
+    if not tables.is_table(text):
         raise UserError(f"--cost '{text}': expected linear, linear:OFFSET or a .csv or .parquet file")
     frame = tables.read(text)
     missing = [c for c in ("bits", "seconds") if c not in frame.columns]

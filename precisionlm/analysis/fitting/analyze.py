@@ -11,7 +11,9 @@ from precisionlm.analysis.fitting.fit import FitResult, error_weights, fit, fit_
 from precisionlm.analysis.fitting.objective import Objective
 from precisionlm.analysis.laws import frantar
 from precisionlm.analysis.laws.base import Law
-from precisionlm.analysis.table.read import Table, level, prepare
+from precisionlm.analysis.table.cells import texts
+from precisionlm.analysis.table.read import Table, prepare
+from precisionlm.analysis.table.symbols import column_of, computed, name_it
 from precisionlm.errors import UserError
 
 
@@ -52,25 +54,38 @@ class Analysis:
         return (f"{runs} runs are too few to trust: 95 % intervals span " + ", ".join(wide.values()),)
 
 
-def select(name: str, frame: pd.DataFrame, columns: Mapping[str, str] | None = None, where: str | None = None) -> Table:
+def select(
+    name: str,
+    frame: pd.DataFrame,
+    columns: Mapping[str, str] | None = None,
+    where: str | None = None,
+    drop_duplicates: bool = False,
+) -> Table:
     """The rows for the law of that name, adapted to what they can determine. Raises UserError as `prepare` does."""
-    law, columns = laws.get(name), dict(columns or {})
+    law = laws.get(name)
+    frame, columns = computed(law, frame, columns)
     for symbol in (s for s in law.symbols if s.kind == "category"):  # its levels are whatever the usable rows have
-        column = columns.get(symbol.name, symbol.column)
+        column = column_of(symbol, frame, columns)
         if column not in frame.columns:
-            raise UserError(f"law {name} needs column {column} ({symbol.name}); rename one with --columns")
+            raise UserError(f"law {name} needs column {column} ({symbol.name}); {name_it(frame, symbol.name)}")
         others = {k: v for k, v in columns.items() if k != symbol.name}
         usable = prepare(replace(law, symbols=tuple(s for s in law.symbols if s != symbol)), frame, others, where)
-        law = frantar.eff_table(frantar.levels_of(frame[column].iloc[usable.rows].map(level).to_numpy()))
+        found = texts(frame, column)[usable.rows]
+        law = frantar.eff_table(frantar.levels_of(found[[level is not None for level in found]]))
     if name in laws.ADAPTIVE:
-        there = {s.name for s in law.symbols if {columns.get(s.name, s.column), s.name} & set(frame.columns)}
+        there = {s.name for s in law.symbols if column_of(s, frame, columns) in frame.columns}
+        if not any(s.name in there for s in law.symbols if s.kind != "count"):
+            wanted = {s.name: f"{s.column} ({s.name})" for s in law.symbols if s.kind != "count"}
+            raise UserError(
+                f"law {name} needs one column of {', '.join(wanted.values())}; {name_it(frame, next(iter(wanted)))}"
+            )
         present = replace(law, symbols=tuple(s for s in law.symbols if s.name in there or s.kind == "count"))
         kept = {s.name for s in present.symbols} | {"loss"}
         rows = prepare(present, frame, {k: v for k, v in columns.items() if k in kept}, where)
         law = laws.adapt(law, rows.columns)
         kept = {s.name for s in law.symbols} | {"loss"}
         columns = {k: v for k, v in columns.items() if k in kept}
-    return prepare(law, frame, columns, where)
+    return prepare(law, frame, columns, where, drop_duplicates)
 
 
 def analyze(
@@ -85,14 +100,16 @@ def analyze(
     fixed: Mapping[str, float] | None = None,
     staged: bool = False,
     weighted: bool = False,
+    drop_duplicates: bool = False,
 ) -> Analysis:
     """Fit the law `name` on a runs table.
 
-    columns: symbol -> column. where: boolean column or expression. resamples: bootstrap refits, 0 for none. over: what
-    they draw, row, run or cell. fixed: parameters kept. staged: base first, precision terms after. weighted: by the
-    loss's standard error. Raises UserError for bad input.
+    columns: symbol -> column or expression. where: boolean column or expression. resamples: bootstrap refits, 0 for
+    none. over: what they draw, row, run or cell. fixed: parameters kept. staged: base first, precision terms after.
+    weighted: by the loss's standard error. drop_duplicates: leave out rows that repeat an earlier one. Raises UserError
+    for bad input.
     """
-    table = select(name, frame, columns, where)
+    table = select(name, frame, columns, where, drop_duplicates)
     if staged:
         if fixed or weighted:
             raise UserError("a staged fit takes neither fixed parameters nor weights")

@@ -13,7 +13,8 @@ from precisionlm.analysis.fitting.fit import FitResult, fit, search_starts
 from precisionlm.analysis.fitting.objective import Objective
 from precisionlm.analysis.fitting.solve import solve
 from precisionlm.analysis.table.read import Table
-from precisionlm.errors import UserError
+from precisionlm.analysis.table.symbols import symbols_of
+from precisionlm.errors import UserError, nearest
 
 SPLITS = ("k-fold by cell", "largest N", "largest D")
 RESAMPLES = 4000
@@ -55,15 +56,19 @@ def compare(
     starts: int = 200,
     folds: int = 10,
     seed: int = 0,
+    drop_duplicates: bool = False,
 ) -> Comparison:
     """Fit each law on the rows that all of them can use and score it on rows held out.
 
     columns: symbol -> column; a law takes those of its own symbols. Raises UserError for fewer than two laws, for laws
-    of the loss beside laws of the gap, or if no row suits them all.
+    of the loss beside laws of the gap, for a symbol of none of them, or if no row suits them all.
     """
     if len(set(names)) < 2:
         raise UserError("compare needs at least two different laws, as in --laws chinchilla,kumar")
-    tables = [select(name, frame, own_columns(name, columns or {}), where) for name in dict.fromkeys(names)]
+    check_symbols(names, columns or {})
+    tables = [
+        select(name, frame, own_columns(name, columns or {}), where, drop_duplicates) for name in dict.fromkeys(names)
+    ]
     if len({t.law.is_gap for t in tables}) > 1:
         raise UserError("laws of the loss and laws of the gap cannot be compared: they predict different columns")
     common = np.array(sorted(set.intersection(*(set(t.rows.tolist()) for t in tables))), int)
@@ -85,9 +90,18 @@ def compare(
 
 def own_columns(name: str, columns: Mapping[str, str]) -> dict[str, str]:
     """Those of the renamed columns that the law of that name reads. Raises UserError for an unknown law."""
-    law = laws.get(name)
-    known = {s.name for s in (*law.symbols, law.target)}
+    known = symbols_of(laws.get(name))
     return {k: v for k, v in columns.items() if k in known}
+
+
+def check_symbols(names: Sequence[str], columns: Mapping[str, str]) -> None:
+    """Every renamed symbol belongs to one of the laws. Raises UserError otherwise."""
+    known = sorted({symbol for name in names for symbol in symbols_of(laws.get(name))})
+    for symbol in columns:
+        if symbol not in known:
+            raise UserError(
+                f"--columns: none of the laws {', '.join(names)} has a symbol '{symbol}'; {nearest(symbol, known)}"
+            )
 
 
 def make_splits(table: Table, folds: int, seed: int) -> dict[str, list[np.ndarray]]:

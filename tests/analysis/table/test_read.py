@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from precisionlm.analysis import laws
-from precisionlm.analysis.table.read import parse_columns, prepare, read, where_mask
+from precisionlm.analysis.table.read import prepare, read, where_mask
 from precisionlm.errors import UserError
 
 CHINCHILLA = laws.get("chinchilla")
@@ -34,7 +34,18 @@ def test_every_row_is_used_or_counted():
 
 def test_duplicates_are_counted_and_seeds_are_kept():
     frame = pd.concat([runs(seed=0), runs(seed=0).iloc[:2], runs(seed=1).iloc[:2]], ignore_index=True)
-    assert prepare(CHINCHILLA, frame).excluded == {"duplicate of an earlier row": 2}
+    kept = prepare(CHINCHILLA, frame)
+    assert len(kept) == 13 and kept.excluded == {}
+    assert "2 rows repeat an earlier one exactly" in kept.warnings[0] and "--drop-duplicates" in kept.warnings[0]
+    dropped = prepare(CHINCHILLA, frame, drop_duplicates=True)
+    assert dropped.excluded == {"duplicate of an earlier row": 2} and dropped.warnings == ()
+
+
+def test_the_same_result_of_a_run_is_a_duplicate_and_an_index_column_hides_none(tiny_runs):
+    twice = pd.concat([tiny_runs, tiny_runs.assign(name="again")], ignore_index=True)
+    assert prepare(laws.get("kumar"), twice, drop_duplicates=True).excluded == {"duplicate of an earlier row": 24}
+    indexed = pd.concat([runs(), runs()], ignore_index=True).assign(**{"Unnamed: 0": range(18)})
+    assert "9 rows repeat" in prepare(CHINCHILLA, indexed).warnings[0]
 
 
 def test_evaluations_a_law_says_nothing_about_are_counted(tiny_runs):
@@ -92,11 +103,9 @@ def test_missing_column_is_named():
 
 def test_columns_rename_and_unknown_symbols_are_refused():
     frame = runs().rename(columns={"N_params": "size", "D_tokens": "tokens"})
-    assert len(prepare(CHINCHILLA, frame, parse_columns("N=size, D=tokens"))) == 9
+    assert len(prepare(CHINCHILLA, frame, {"N": "size", "D": "tokens"})) == 9
     with pytest.raises(UserError, match="no symbol 'M'"):
         prepare(CHINCHILLA, frame, {"M": "size"})
-    with pytest.raises(UserError, match="SYMBOL=COLUMN"):
-        parse_columns("N:size")
 
 
 def test_a_column_named_as_the_symbol_is_found():
@@ -130,7 +139,7 @@ def test_files(tmp_path):
     (tmp_path / "empty.csv").write_text("N_params,val_loss\n")
     (tmp_path / "broken.parquet").write_text("no")
     for name, message in (("none.csv", "no such file"), ("empty.csv", "no rows"), ("broken.parquet", "not a readable"),
-                          ("t.xlsx", "ends in .csv or .parquet")):  # fmt: skip
+                          ("t.xlsx", "ends in .csv, .tsv")):  # fmt: skip
         with pytest.raises(UserError, match=message):
             read(tmp_path / name)
 
