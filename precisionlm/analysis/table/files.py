@@ -64,6 +64,8 @@ def read(path: str | Path) -> pd.DataFrame:
         frame = _plain(pd.read_parquet(path)) if kind == ".parquet" else _read_text(path, packed)
     except UserError:
         raise
+    except pd.errors.ParserWarning as problem:
+        raise UserError(f"{path}: rows have more cells than the header has columns") from problem
     except UnicodeDecodeError as problem:
         raise UserError(f"{path}: not text in UTF-8; save it as 'CSV UTF-8'") from problem
     except Exception as problem:  # pandas and pyarrow raise many kinds for broken files

@@ -80,8 +80,8 @@ def prepare(
     """Validate a runs table and select the rows that a law can use.
 
     columns: see `symbols.computed`. drop_duplicates: leave out rows that repeat an earlier one; they are kept
-    otherwise, with a warning. Raises UserError for missing columns, units that cannot be counts, a mixed convention of N, or no usable
-    row; each message names rows and columns.
+    otherwise, with a warning. Raises UserError for missing columns, units that cannot be counts, a mixed convention of
+    N, or no usable row; each message names rows and columns.
     """
     given = frame
     frame, names = resolve(law, frame, columns)
