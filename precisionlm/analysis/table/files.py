@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ MISSING = ("", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null",
 _SAMPLE = 1 << 16  # bytes that decide the dialect
 _COMMA = re.compile(r"[+-]?\d{1,3}(\.\d{3})*,\d+([eE][+-]?\d+)?|[+-]?\d+,\d+([eE][+-]?\d+)?")  # 3,21 or 1.234,5
 _COMMAS = re.compile(r"[+-]?\d{1,3}(,\d{3}){2,}(\.\d+)?|[+-]?\d{1,3}(,\d{3})+\.\d+")  # 1,000,000 or 1,000.5
+_POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")  # 1.000.000
 _POINT = re.compile(r"[+-]?\d+\.\d+([eE][+-]?\d+)?")
 
 
@@ -87,15 +89,17 @@ def dialect(cells: dict[str, list[list[str]]]) -> Dialect:
     separator = max(cells, key=fits)
     if separator == ",":
         return Dialect(separator)
-    found = [cell.strip() for line in cells[separator][1:] for cell in line]
-    grouped = any(_COMMAS.fullmatch(cell) for cell in found)
-    commas = [cell for cell in found if _COMMA.fullmatch(cell)]
-    points = [cell for cell in found if _POINT.fullmatch(cell)]
-    if grouped:
+    columns = [[cell.strip() for cell in column] for column in zip_longest(*cells[separator][1:], fillvalue="")]
+    if any(_COMMAS.fullmatch(cell) for column in columns for cell in column):
         return Dialect(separator, thousands=",")
-    if commas and points and not any("." in cell for cell in commas):
-        raise UserError(f"'{commas[0]}' and '{points[0]}' stand in one table: write all fractions with a point")
-    return Dialect(separator, ",", ".") if commas else Dialect(separator)
+    commas = [[cell for cell in column if _COMMA.fullmatch(cell)] for column in columns]
+    points = [[c for c in column if _POINT.fullmatch(c) and not _POINTS.fullmatch(c)] for column in columns]
+    for fractions, others in zip(commas, points, strict=True):
+        if fractions and others:
+            raise UserError(f"'{fractions[0]}' and '{others[0]}' stand in one column: write all fractions with a point")
+    if not any(commas):
+        return Dialect(separator)
+    return Dialect(separator, ",", None if any(points) else ".")
 
 
 def _kind(path: Path) -> tuple[str, str]:

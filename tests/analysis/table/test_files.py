@@ -48,7 +48,7 @@ def test_dialects(tmp_path, name, content):
         ("wide.csv", "N,D\n1,2,3\n", "rows have more cells than the header"),
         ("ragged.csv", "N,D\n1,2\n1,2,3\n", r"Expected 2 fields in line 3, saw 3"),
         ("twice.csv", "N,D,N\n1,2,3\n", "two columns are called 'N'"),
-        ("mixed.csv", "N;loss\n1;3.21\n2;3,2\n", r"'3,2' and '3\.21' stand in one table"),
+        ("mixed.csv", "N;loss\n1;3.21\n2;3,2\n", r"'3,2' and '3\.21' stand in one column"),
         ("wide16.csv", "N,D\n1,2\n".encode("utf-16"), "UTF-16"),
         ("latin.csv", "N,é\n1,2\n".encode("latin-1"), "not text in UTF-8"),
         ("no.csv.gz", "N,D\n1,2\n", "not a readable runs table"),
@@ -61,6 +61,13 @@ def test_what_cannot_be_read_is_one_line(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as caught:
         read(tmp_path / name)
     assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_text_with_a_point_beside_decimal_commas_stays_what_it_is(tmp_path):
+    (tmp_path / "t.csv").write_text("key;rate;loss\n2.5;0.001;3,21\n4NOH;0.002;3,1\n")
+    found = read(tmp_path / "t.csv")
+    assert found["key"].tolist() == ["2.5", "4NOH"] and found["rate"].tolist() == [0.001, 0.002]
+    assert found["loss"].tolist() == [3.21, 3.1]
 
 
 def test_none_is_missing_among_numbers_and_a_word_among_words(tmp_path):
