@@ -59,7 +59,8 @@ def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
 
 def as_numbers(values: pd.Series) -> np.ndarray | None:
     """A column of text as (rows,) float64; None if a cell is no number. Thousands may be grouped: 1,000,000."""
-    if len(values) and (first := values.first_valid_index()) is not None and _number(values.loc[first]) is None:
+    known = values.notna().to_numpy()
+    if known.any() and _number(values.iloc[int(known.argmax())]) is None:
         return None  # most columns of text end here
     codes, levels = pd.factorize(values)
     converted = []

@@ -109,10 +109,10 @@ def weight_error(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarray:
 def _mean(frame: pd.DataFrame, loss: np.ndarray, rows: np.ndarray, keys: Sequence[list[str]]) -> np.ndarray:
     """(rows,) mean loss of those of `rows` that agree with a row in the first set of columns that finds any."""
     found = np.full(len(frame), np.nan)
-    marked = pd.Series(np.where(rows, loss, np.nan), frame.index)
+    marked = pd.Series(np.where(rows, loss, np.nan))
     for columns in keys:
         if np.isnan(found).any():
-            mean = marked.groupby([frame[c] for c in columns], dropna=False).transform("mean").to_numpy()
+            mean = marked.groupby([pd.factorize(frame[c])[0] for c in columns]).transform("mean").to_numpy()
             found = np.where(np.isnan(found), mean, found)
     return found
 

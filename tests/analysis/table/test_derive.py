@@ -22,6 +22,7 @@ def run(loss, w=16.0, post=np.nan, **more):
 def test_a_trained_row_is_compared_with_unquantized_runs_and_a_ptq_row_with_its_own_run():
     frame = pd.DataFrame([run(3.0), run(3.5, post=3.0), run(3.2, w=4.0), run(3.3, w=4.0, post=3.0)])
     np.testing.assert_allclose(gaps(frame, {}), [np.nan, 0.5, 0.2, 0.1])
+    np.testing.assert_allclose(gaps(frame.set_axis([0, 0, 0, 0]), {}), [np.nan, 0.5, 0.2, 0.1])
     without_ids = frame.drop(columns="run_id")
     np.testing.assert_allclose(gaps(without_ids, {}), [np.nan, 0.5, 0.2, 0.1])
 
