@@ -7,7 +7,9 @@ import pytest
 
 from precisionlm.analysis import laws
 from precisionlm.analysis.fitting.analyze import select
+from precisionlm.analysis.laws import alternatives
 from precisionlm.analysis.table.files import read
+from precisionlm.cli.figures import paper_figures
 from precisionlm.cli.main import main
 from precisionlm.errors import UserError
 
@@ -67,6 +69,12 @@ def test_the_other_verbs_say_the_same(call, public, tmp_path, monkeypatch, verb)
             code, _, errors = call(verb, "--runs", public(table), *choice, "--dry-run")
             assert code == 0 or (code == 2 and len(errors.splitlines()) == 1 and "column" in errors), (law, errors)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [law.name for law in alternatives.LAWS])
+def test_a_law_without_the_factors_of_a_figure_does_without_it(name):
+    law = laws.get(name)
+    assert paper_figures(law, {p.name: p.start[0] for p in law.parameters}) == {}
 
 
 def test_a_table_without_any_one_column(tiny_runs):
