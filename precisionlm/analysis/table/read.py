@@ -144,19 +144,19 @@ def _exclude_rows(law: Law, frame: pd.DataFrame, where: str | None, out: Exclusi
     if where:
         out.mark(~where_mask(frame, where), f"--where {where} is not true")
     if "status" in frame.columns:
-        status = frame["status"].astype(str)
-        for state in sorted(set(status.unique()) - {"done"}):
-            out.mark((status == state).to_numpy(), f"status is {state}")
+        status = texts(frame, "status")
+        for state in sorted({str(s) for s in set(status) - {"done", None}}):
+            out.mark(status == state, f"status is {state}")
+        out.mark(np.array([s is None for s in status], bool), "status is missing")
     reads_ptq = any(s.kind == "ptq_bits" for s in law.symbols)
     if "evaluation" in frame.columns:
-        evaluation = frame["evaluation"].astype(str)
+        evaluation = texts(frame, "evaluation")
         for other in ("bf16", "recipe"):
-            out.mark((evaluation == other).to_numpy(), f"evaluation is {other}: not at the precision trained at")
-        trained = (evaluation == "trained").to_numpy() & out.keep
+            out.mark(evaluation == other, f"evaluation is {other}: not at the precision trained at")
+        trained = (evaluation == "trained") & out.keep
         out.mark(_on_fewer_tokens(frame, trained), "the same run was evaluated on more tokens")
         if not reads_ptq:
-            quantized = (evaluation == "ptq").to_numpy()
-            out.mark(quantized, f"evaluation is ptq: law {law.name} has no post-training term")
+            out.mark(evaluation == "ptq", f"evaluation is ptq: law {law.name} has no post-training term")
     if not reads_ptq and "ptq_bits" in frame.columns:
         out.mark(~np.isposinf(after_training(frame)), f"quantized after training: law {law.name} has no term for it")
 

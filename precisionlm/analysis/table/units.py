@@ -95,7 +95,7 @@ def _by_sizes(
         return [
             f"{ratio:.2g} tokens per parameter: is {names['D']} in {NAMES[factor]}? {_remedy('D', names['D'], factor)}"
         ]
-    in_characters = "vocab_size" in frame.columns and np.nanmedian(numbers(frame, "vocab_size")) <= CHARACTERS
+    in_characters = _median(_positive(frame, "vocab_size")) <= CHARACTERS
     if "gap" not in names and np.median(n) < SMALL and np.median(observed) < FLUENT and not in_characters:
         return [f"{np.median(n):g} parameters do not reach {np.median(observed):.3g} nats/token: are {names['N']} and "
                 f"{names['D']} in millions? {_remedy('N', names['N'], 1e6)}"]  # fmt: skip
@@ -104,11 +104,8 @@ def _by_sizes(
 
 def _by_flops(names: Mapping[str, str], n: np.ndarray, d: np.ndarray, frame: pd.DataFrame) -> str | None:
     """FLOPs are about 6 N D; a power of a thousand between them is a unit."""
-    column = next((c for c in frame.columns if str(c).lower() in FLOPS and c not in names.values()), None)
-    if column is None or not pd.api.types.is_numeric_dtype(frame[column]):
-        return None
-    with np.errstate(all="ignore"):
-        power = float(np.nanmedian(np.log10(numbers(frame, column) / (6 * n * d)))) / 3
+    column = next((str(c) for c in frame.columns if str(c).lower() in FLOPS and c not in names.values()), "")
+    power = np.log10(_median(_positive(frame, column) / (6 * n * d))) / 3
     steps = round(power) if np.isfinite(power) else 0
     if abs(power - steps) > 0.25 or not 1 <= steps <= 6:  # within a factor of 6: 16-bit equivalents, attention
         return None
@@ -119,6 +116,19 @@ def _by_flops(names: Mapping[str, str], n: np.ndarray, d: np.ndarray, frame: pd.
     said = " and ".join(f"{names[s]} in {NAMES[1e3**k]}" for s, k in parts)
     pairs = ",".join(f"{s}={quoted(names[s])}*1e{3 * k}" for s, k in parts)
     return f"column {column} is 1e{3 * steps} times 6 N D: is {said}? --columns '{pairs}'"
+
+
+def _positive(frame: pd.DataFrame, column: str) -> np.ndarray:
+    """(rows,) a column's positive numbers, NaN elsewhere and for a column that is not there or holds text."""
+    if column not in frame.columns or not pd.api.types.is_numeric_dtype(frame[column]):
+        return np.full(len(frame), np.nan)
+    values = numbers(frame, column)
+    return np.where(values > 0, values, np.nan)
+
+
+def _median(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 def _two_units(column: str, values: np.ndarray) -> str | None:

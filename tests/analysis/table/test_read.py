@@ -32,6 +32,13 @@ def test_every_row_is_used_or_counted():
     assert list(table.rows) == [2, 3, 4, 5, 6]
 
 
+def test_rows_without_a_status_are_counted_too():
+    status = pd.Series(["done"] * 6 + [None, " ", "failed"])
+    for column in (status, status.astype(object), status.astype("category")):
+        found = prepare(CHINCHILLA, runs(status=column)).excluded
+        assert found == {"status is failed": 1, "status is missing": 2}
+
+
 def test_duplicates_are_counted_and_seeds_are_kept():
     frame = pd.concat([runs(seed=0), runs(seed=0).iloc[:2], runs(seed=1).iloc[:2]], ignore_index=True)
     kept = prepare(CHINCHILLA, frame)

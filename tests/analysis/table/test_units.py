@@ -25,6 +25,7 @@ def warned(columns=None, **changes):
 def test_counts_are_not_doubted(public):
     assert warned() == ""
     assert warned(flops=6 * SIZES * BUDGETS / 4) == ""  # 16-bit-equivalent FLOPs at 4 bits
+    assert warned(flops=np.nan, vocab_size=-1.0) == "" and warned(flops="many", vocab_size=None) == ""
     assert warned({"N": "size_m*1e6"}, size_m=SIZES / 1e6) == ""
     for name in ("chinchilla_epoch.csv", "quest_qat.csv", "quartet_fp4.csv"):
         assert not [w for w in prepare(CHINCHILLA, read(public(name))).warnings if "--columns" in w]
