@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from precisionlm.analysis import laws
+from precisionlm.analysis.fitting.analyze import select
 from precisionlm.analysis.table.read import prepare, read, where_mask
 from precisionlm.errors import UserError
 
@@ -157,3 +158,30 @@ def test_gaps_are_computed_against_the_unquantized_run(tiny_runs):
     expected = first.val_loss.iloc[1] - first.val_loss.iloc[0]
     assert table.observed[0] == pytest.approx(expected)
     assert table.excluded["gap is missing"] == 4
+
+
+CHANGES = {
+    "missing": lambda column: np.nan, "text": lambda column: "x", "negative": lambda column: -1.0,
+    "endless": lambda column: np.inf, "halved": lambda column: column.where(np.arange(len(column)) % 2 == 0),
+    "words": lambda column: column.astype(str), "kinds": lambda column: column.astype("category"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_a_column_holds_is_used_counted_or_one_line(tiny_runs, change):
+    frame = tiny_runs.assign(
+        w_group=32.0, w_exponent=0.0, w_mantissa=3.0, w_scale="group", w_share=1.0, width=64, val_tokens=100, delta=0.1,
+        delta_to="other/trained", dgrad_dy_bits=16.0, fwd_format=tiny_runs.recipe, bwd_format="bf16", flops=1e15,
+        vocab_size=300, ptq_method="none", model="m", seed=0,
+    )  # fmt: skip
+    for column in frame.columns:
+        changed = frame.assign(**{column: CHANGES[change](frame[column])})
+        for name in ("kumar", "kumar_ptq", "chen_gap", "frantar", "gaussian_mse"):
+            try:
+                table = select(name, changed)
+            except UserError as problem:
+                assert "\n" not in str(problem)
+                continue
+            assert len(table) + sum(table.excluded.values()) == len(frame)
+            assert all(np.isfinite(v).all() for k, v in table.columns.items() if k != "P_post")
+            assert np.isfinite(table.observed).all()
