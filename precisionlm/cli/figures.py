@@ -12,7 +12,7 @@ from precisionlm.analysis.decisions.summary import decisions
 from precisionlm.analysis.figures import chen, draw, forms, kumar, stepwise, sun
 from precisionlm.analysis.figures import rows as figure_rows
 from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.fitting.compare import as_table, compare, own_columns
+from precisionlm.analysis.fitting.compare import as_table, check_symbols, compare, own_columns
 from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.analysis.laws.base import Law
 from precisionlm.analysis.report.report import write_report
@@ -20,6 +20,7 @@ from precisionlm.analysis.table import read as tables
 from precisionlm.cli.fit_arguments import (
     add_fit_arguments,
     add_table_arguments,
+    columns_of,
     dump,
     fit_from,
     names_of,
@@ -120,10 +121,8 @@ def run_report(arguments: argparse.Namespace) -> int:
     """`precisionlm report`."""
     frame = tables.read(arguments.runs)
     names = list(dict.fromkeys(names_of(arguments.law)))
-    renamed = tables.parse_columns(arguments.columns)
-    for symbol in renamed:
-        if not any(own_columns(law, {symbol: ""}) for law in names):
-            raise UserError(f"--columns: none of the laws {', '.join(names)} has a symbol '{symbol}'")
+    renamed = columns_of(arguments)
+    check_symbols(names, renamed)
     if arguments.dry_run:
         return show_plan(
             arguments, [preview(arguments, frame, law, columns=own_columns(law, renamed)) for law in names]
@@ -132,7 +131,11 @@ def run_report(arguments: argparse.Namespace) -> int:
     comparison = None
     if len(fits) > 1 and len({fit.law.is_gap for fit in fits}) == 1:  # a loss and a gap are different columns
         objective = parse_objective(arguments.objective)
-        comparison = as_table(compare(frame, names, renamed, arguments.where, objective, min(arguments.starts, 200)))
+        compared = compare(
+            frame, names, renamed, arguments.where, objective, min(arguments.starts, 200),
+            drop_duplicates=arguments.drop_duplicates,
+        )  # fmt: skip
+        comparison = as_table(compared)
     advice = [line for fit in fits for line in decisions(fit)]
     summary = write_report(frame, fits, Path(arguments.out), arguments.title, comparison, advice)
     if arguments.json:

@@ -20,6 +20,7 @@ from precisionlm.analysis.decisions.optimum import (
 )
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.laws.base import INF, Law
+from precisionlm.cli.assignments import numbers
 from precisionlm.errors import UserError
 
 HIGH = 1e3  # bits that stand for unquantized training operands where only post-training width matters
@@ -128,17 +129,11 @@ def _constants(arguments: argparse.Namespace, fitted: Analysis | None) -> tuple[
 
 def _values(arguments: argparse.Namespace, law: Law) -> dict[str, float]:
     """Values of the law's symbols from --at, --block and --format."""
-    at: dict[str, float] = {}
+    at = numbers("--at", arguments.at, "SYMBOL=NUMBER")
     names = {s.name for s in law.symbols}
-    for part in (arguments.at or "").split(","):
-        if part.strip():
-            name, _, text = part.partition("=")
-            if name.strip() not in names:
-                raise UserError(f"--at {part}: law {law.name} has the symbols {', '.join(sorted(names))}")
-            try:
-                at[name.strip()] = float(text)
-            except ValueError as problem:
-                raise UserError(f"--at '{part}': expected SYMBOL=NUMBER") from problem
+    for name in at:
+        if name not in names:
+            raise UserError(f"--at {name}: law {law.name} has the symbols {', '.join(sorted(names))}")
     if "log2B" in names and "log2B" not in at:
         at["log2B"] = float(np.log2(arguments.block or 128.0))
     if "G" in names and arguments.block:

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.laws.base import INF
+from precisionlm.analysis.table.derive import gaps
 from precisionlm.errors import UserError
 
 # Okabe & Ito 2008: told apart under every common colour blindness; markers repeat the distinction.
@@ -258,13 +259,7 @@ def observed_gaps(analysis: Analysis) -> np.ndarray:
     table = analysis.result.table
     if analysis.law.is_gap:
         return table.observed
-    post = table.columns["P_post"]
-    keys = list(zip(*(table.columns[k] for k in sorted(table.columns) if k != "P_post"), table.cluster, strict=True))
-    loose = [key[:-1] for key in keys]
-    exact = {k: v for k, v, p in zip(keys, table.observed, post, strict=True) if not np.isfinite(p)}
-    near = {k: v for k, v, p in zip(loose, table.observed, post, strict=True) if not np.isfinite(p)}
-    before = np.array([exact.get(k, near.get(m, np.nan)) for k, m in zip(keys, loose, strict=True)])
-    return np.where(np.isfinite(post), table.observed - before, np.nan)
+    return np.where(np.isfinite(table.columns["P_post"]), gaps(table.frame, table.names), np.nan)
 
 
 def predicted_gap(analysis: Analysis, columns: dict[str, Any]) -> np.ndarray:

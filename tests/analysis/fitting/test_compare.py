@@ -86,7 +86,7 @@ def test_a_law_that_is_undefined_on_a_held_out_row_has_an_infinite_error():
         (["--bound", "alpha=0.3"], "two different ends"),
         (["--bound", "gamma_w=-1:5"], "gamma_w is a positive factor"),
         (["--start", "gamma_w=1:500"], "outside of its bounds"),
-        (["--fix", "alpha=1:2"], "one finite number"),
+        (["--fix", "alpha=1:2"], "expected NAME=VALUE with a number"),
         (["--fix", "alpha"], "expected NAME=VALUE"),
         (["--reference", "bf16"], "reads no column of levels"),
         (["--starts", "0"], "--starts 0"),
