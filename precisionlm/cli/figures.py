@@ -14,7 +14,7 @@ from precisionlm.analysis.figures.draw import write_all
 from precisionlm.analysis.figures.fitted import of_fit
 from precisionlm.analysis.figures.recipes import recipes_of
 from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.fitting.compare import as_table, check_columns, compare, own_columns, score
+from precisionlm.analysis.fitting.compare import as_table, check_symbols, compare, own_columns, score
 from precisionlm.analysis.fitting.held_out import make_splits
 from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.analysis.report.report import HeldOut, write_report
@@ -23,6 +23,7 @@ from precisionlm.cli.fit_arguments import (
     add_fit_arguments,
     add_table_arguments,
     choices_of,
+    columns_of,
     dump,
     fit_from,
     names_of,
@@ -103,8 +104,8 @@ def run_report(arguments: argparse.Namespace) -> int:
     """`precisionlm report`."""
     frame = tables.read(arguments.runs)
     names = list(dict.fromkeys(names_of(arguments.law)))
-    renamed = tables.parse_columns(arguments.columns)
-    check_columns(names, renamed)
+    renamed = columns_of(arguments)
+    check_symbols(names, renamed)
     if arguments.dry_run:
         return show_plan(
             arguments, [preview(arguments, frame, law, columns=own_columns(law, renamed)) for law in names]
@@ -139,7 +140,7 @@ def _held_out(
     try:
         if len(fits) > 1 and len({fit.law.is_gap for fit in fits.values()}) == 1:  # a loss and a gap are two columns
             found = compare(frame, list(fits), renamed, arguments.where, objective, starts, choices=choices,
-                            fitted=results)  # fmt: skip
+                            drop_duplicates=arguments.drop_duplicates, fitted=results)  # fmt: skip
             scores = {s.fit.law.name: s for s in found.scores if s.fit}
             return HeldOut(found.splits, scores, as_table(found)), []
         name, result = next(iter(results.items()))

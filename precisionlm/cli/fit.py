@@ -8,7 +8,7 @@ from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.fitting.compare import (
     Comparison,
     as_table,
-    check_columns,
+    check_symbols,
     compare,
     excluded_lines,
     own_columns,
@@ -24,6 +24,7 @@ from precisionlm.cli.fit_arguments import (
     add_table_arguments,
     as_json,
     choices_of,
+    columns_of,
     dump,
     fit_from,
     names_of,
@@ -145,15 +146,16 @@ def print_fit(analysis: Analysis) -> None:
 def run_compare(arguments: argparse.Namespace) -> int:
     """`precisionlm compare`."""
     frame, names = tables.read(arguments.runs), names_of(arguments.laws)
-    renamed, choices = tables.parse_columns(arguments.columns), choices_of(arguments)
+    renamed, choices = columns_of(arguments), choices_of(arguments)
+    check_symbols(names, renamed)
     if arguments.dry_run:
-        check_columns(names, renamed)
         return show_plan(
             arguments, [preview(arguments, frame, law, columns=own_columns(law, renamed)) for law in names]
         )
     comparison = compare(
         frame, names, renamed, arguments.where, parse_objective(arguments.objective), arguments.starts,
         arguments.folds, choices=choices, least=arguments.held_out,
+        drop_duplicates=arguments.drop_duplicates,
     )  # fmt: skip
     if arguments.json:
         dump(_comparison_json(comparison))

@@ -1,8 +1,6 @@
 """What the verbs on a runs table share: which rows, how to fit, what would be fitted, and how a fit prints as JSON."""
 
 import argparse
-import math
-import re
 from dataclasses import asdict
 from typing import Any
 
@@ -10,18 +8,33 @@ from precisionlm.analysis.fitting.analyze import Analysis, analyze, select
 from precisionlm.analysis.fitting.choices import Choices
 from precisionlm.analysis.fitting.grouping import OVER
 from precisionlm.analysis.fitting.objective import parse_objective
-from precisionlm.analysis.table import read as tables
-from precisionlm.errors import UserError
+from precisionlm.cli.assignments import assignments, numbers, ranges
 from precisionlm.json_text import dumps
 
 
 def add_table_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Arguments that say which rows of which file."""
-    parser.add_argument("--runs", metavar="FILE", required=required, help="runs table, .csv or .parquet")
+    parser.add_argument("--runs", metavar="FILE", required=required, help="runs table: .csv, .tsv (also .gz), .parquet")
     parser.add_argument(
-        "--columns", metavar="S=COL,...", help="the law's symbol = column of the file, where they differ"
+        "--columns",
+        metavar="S=COL,...",
+        help="what the law's symbols read where the file has other names: a column, an expression over columns "
+        "('N=`N (M)`*1e6'), or a number for all rows (log2B=32: elements per scale, as in the column)",
     )
-    parser.add_argument("--where", metavar="EXPR", help="a boolean column, or an expression such as 'w_bits >= 4'")
+    parser.add_argument(
+        "--where",
+        metavar="EXPR",
+        help="rows to use: a boolean column or an expression, such as \"w_bits >= 4 and recipe != 'bf16'\", "
+        "'D_tokens / N_params < 500', 'w_bits in [4, 8]', 'w_group is not missing'",
+    )
+    parser.add_argument(
+        "--drop-duplicates", action="store_true", help="leave out rows that repeat an earlier one (default: keep, warn)"
+    )
+
+
+def columns_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """--columns as symbol -> column or expression."""
+    return assignments("--columns", arguments.columns, "SYMBOL=COLUMN pairs such as N=N_params,loss=val_loss")
 
 
 def add_fit_arguments(parser: argparse.ArgumentParser, bootstrap: int) -> None:
@@ -64,11 +77,12 @@ def names_of(text: str) -> list[str]:
 
 def fit_from(arguments: argparse.Namespace, frame: Any, law: str, columns: dict[str, str] | None = None) -> Analysis:
     """The fit that a verb's arguments ask for; `columns` in place of --columns."""
-    renamed = tables.parse_columns(arguments.columns) if columns is None else columns
+    renamed = columns_of(arguments) if columns is None else columns
     return analyze(
         frame, law, renamed, arguments.where, parse_objective(arguments.objective),
         arguments.starts, arguments.bootstrap, arguments.over, choices=choices_of(arguments),
         staged=getattr(arguments, "staged", False), weighted=arguments.weights,
+        drop_duplicates=arguments.drop_duplicates,
     )  # fmt: skip
 
 
@@ -76,10 +90,10 @@ def preview(
     arguments: argparse.Namespace, frame: Any, law: str, columns: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """What `fit_from` would fit, as plain data; checks everything that can be checked without fitting."""
-    renamed = tables.parse_columns(arguments.columns) if columns is None else columns
+    renamed = columns_of(arguments) if columns is None else columns
     objective = parse_objective(arguments.objective)
     choices = choices_of(arguments)
-    table = select(law, frame, renamed, arguments.where, choices)
+    table = select(law, frame, renamed, arguments.where, choices, arguments.drop_duplicates)
     fixed = choices.fixed_of(table.law)
     return {
         "law": table.law.name, "formula": table.law.title, "objective_name": str(objective),
@@ -111,42 +125,11 @@ def show_plan(arguments: argparse.Namespace, fits: list[dict[str, Any]]) -> int:
 def choices_of(arguments: argparse.Namespace) -> Choices:
     """What the arguments --fix, --bound, --start and --reference decide."""
     return Choices(
-        bounds=parse_ranges(arguments.bound, "--bound"),
-        starts=parse_ranges(arguments.start, "--start"),
-        fixed=parse_values(arguments.fix, "--fix"),
+        bounds=ranges("--bound", arguments.bound, "NAME=LOW:HIGH, such as delta=-1:5"),
+        starts=ranges("--start", arguments.start, "NAME=LOW:HIGH or NAME=VALUE"),
+        fixed=numbers("--fix", arguments.fix),
         reference=arguments.reference or "",
     )
-
-
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf"
-# A constant's name may hold what a format's name holds, such as eff_W=e4m3,A=e4m3: only numbers end an entry.
-_ENTRY = re.compile(rf"\s*([^=].*?)\s*=\s*({_NUMBER})(?:\s*:\s*({_NUMBER}))?\s*(?:,|$)")
-
-
-def parse_ranges(text: str | None, option: str) -> dict[str, tuple[float, float]]:
-    """`delta=-1:5,E=1.7` -> {name: (low, high)}; a single number is both ends. Raises UserError naming the option."""
-    found: dict[str, tuple[float, float]] = {}
-    place, text = 0, text or ""
-    while text[place:].strip():
-        entry = _ENTRY.match(text, place)
-        if entry is None:
-            raise UserError(f"{option} '{text[place:]}': expected NAME=NUMBER or NAME=LOW:HIGH, separated by commas")
-        low, high = float(entry[2]), float(entry[3] or entry[2])
-        if low > high:
-            raise UserError(f"{option} {entry[1]}={low:g}:{high:g}: the lower end comes first")
-        found[entry[1]], place = (low, high), entry.end()
-    if option == "--bound" and (empty := next((name for name, (low, high) in found.items() if low == high), None)):
-        raise UserError(f"--bound {empty}: two different ends are needed, as in {empty}=0:1; --fix keeps a value")
-    return found
-
-
-def parse_values(text: str | None, option: str) -> dict[str, float]:
-    """`alpha=0.5,E=1.7` -> {name: value}."""
-    ranges = parse_ranges(text, option)
-    for name, (low, high) in ranges.items():
-        if low != high or not math.isfinite(low):
-            raise UserError(f"{option} {name}={low:g}:{high:g}: expected one finite number")
-    return {name: low for name, (low, _) in ranges.items()}
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:

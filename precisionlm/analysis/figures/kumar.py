@@ -27,7 +27,7 @@ def draw(law: Law, params: Mapping[str, float]) -> dict[str, Figure]:
     made: dict[str, Figure] = {}
     if "P_post" in names and "gamma_post" in law.names:
         made["fig02_ptq"] = ptq_against_data(law, params)
-    if law.is_gap or not {"P_w", "P_a", "P_kv"} & names:
+    if not {f"gamma_{x}" for x in ("w", "a", "kv")} & set(law.names):  # the gap, and the forms without factors
         return made
     made |= {
         "fig03_neff_and_isoloss": isoloss(law, params),

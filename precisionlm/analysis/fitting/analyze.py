@@ -14,7 +14,9 @@ from precisionlm.analysis.fitting.fit import FitResult, error_weights, fit, fit_
 from precisionlm.analysis.fitting.objective import Objective
 from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.laws.base import Law, Symbol
-from precisionlm.analysis.table.read import Table, level, prepare
+from precisionlm.analysis.table.cells import texts
+from precisionlm.analysis.table.read import Table, prepare
+from precisionlm.analysis.table.symbols import column_of, computed, name_it
 from precisionlm.errors import UserError
 
 
@@ -117,26 +119,30 @@ class Analysis:
 
 
 def select(
-    name: str, frame: pd.DataFrame, columns: Mapping[str, str] | None = None, where: str | None = None,
+    name: str,
+    frame: pd.DataFrame,
+    columns: Mapping[str, str] | None = None,
+    where: str | None = None,
     choices: Choices = Choices(),
-) -> Table:  # fmt: skip
+    drop_duplicates: bool = False,
+) -> Table:
     """The rows for the law of that name, adapted to what they can determine and to the user's choices.
 
     Raises UserError as `prepare` does, and for a reference level that no row has.
     """
-    law, columns = laws.get(name), dict(columns or {})
-    unknown = [symbol for symbol in columns if symbol not in {s.name for s in law.readable}]
-    if law.adapt is None or unknown:
-        return prepare(choices.applied(law), frame, columns, where)
-    seen = _usable(law, frame, columns, where)
-    categories = {s.name: _column(s, frame, columns) for s in law.symbols if s.kind == "category"}
-    texts = {symbol: seen.frame[column].map(_level).to_numpy(object) for symbol, column in categories.items()}
-    known = np.all([text != "" for text in texts.values()], axis=0) if texts else np.ones(len(seen), bool)
+    law = laws.get(name)
+    frame, columns = computed(law, frame, columns)
+    if law.adapt is None:
+        return prepare(choices.applied(law), frame, columns, where, drop_duplicates)
+    seen = _usable(law, frame, columns, where, drop_duplicates)
+    categories = {s.name: column_of(s, frame, columns) for s in law.symbols if s.kind == "category"}
+    levels = {symbol: texts(frame, column)[seen.rows] for symbol, column in categories.items()}
+    known = np.all([[text is not None for text in found] for found in levels.values()] or [[True] * len(seen)], axis=0)
     if not known.any():
-        raise UserError(f"no row has a value in column {', '.join(categories.values())}")
-    member = law.adapt({k: v[known] for k, v in (seen.columns | texts).items()}, choices.references_of(law))
+        raise UserError(f"law {name}: no row has a value in {', '.join(categories.values())}")
+    member = law.adapt({k: v[known] for k, v in (seen.columns | levels).items()}, choices.references_of(law))
     kept = {k: v for k, v in columns.items() if k in {s.name for s in member.readable}}
-    table = prepare(choices.applied(member), frame, kept, where)
+    table = prepare(choices.applied(member), frame, kept, where, drop_duplicates)
     # What the whole family cannot use stays out, also where this member does not read the column that says so.
     table = table.take(np.isin(table.rows, seen.rows[known]))
     further = {
@@ -146,36 +152,28 @@ def select(
     return replace(table, excluded=seen.excluded | {reason: count for reason, count in further.items() if count})
 
 
-def _usable(law: Law, frame: pd.DataFrame, columns: Mapping[str, str], where: str | None) -> Table:
+def _usable(
+    law: Law, frame: pd.DataFrame, columns: Mapping[str, str], where: str | None, drop_duplicates: bool
+) -> Table:
     """The rows that have all of the law's numbers that the table has; restrictions are the member's own."""
     for symbol in law.symbols:
-        if symbol.kind == "category" and (column := _column(symbol, frame, columns)) not in frame.columns:
-            raise UserError(f"law {law.name} needs column {column} ({symbol.name}); rename one with --columns")
+        if symbol.kind == "category" and (column := column_of(symbol, frame, columns)) not in frame.columns:
+            raise UserError(f"law {law.name} needs column {column} ({symbol.name}); {name_it(frame, symbol.name)}")
     numbers = tuple(s for s in law.symbols if s.kind != "category" and _there(s, frame, columns))
     present = replace(law, symbols=numbers, restrictions=())
     names = {s.name for s in present.readable}
-    return prepare(present, frame, {k: v for k, v in columns.items() if k in names}, where)
-
-
-def _level(value: object) -> str:
-    """A category's level, '' where it is missing."""
-    return "" if pd.isna(value) else level(value).strip()  # type: ignore[call-overload]
-
-
-def _column(symbol: Symbol, frame: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    own = symbol.column in frame.columns or symbol.name not in frame.columns
-    return columns.get(symbol.name, symbol.column if own else symbol.name)
+    return prepare(present, frame, {k: v for k, v in columns.items() if k in names}, where, drop_duplicates)
 
 
 def _there(symbol: Symbol, frame: pd.DataFrame, columns: Mapping[str, str]) -> bool:
     """Whether a law can read a symbol from this table: it must read counts, and may do without the others."""
     if symbol.kind == "count" or symbol.default is not None or symbol.name in columns:
         return True
-    column = _column(symbol, frame, columns)
+    column = column_of(symbol, frame, columns)
     if column in frame.columns:
         return bool(frame[column].notna().any())
     try:
-        return symbol.derive is not None and bool(len(symbol.derive(frame, dict(columns))))
+        return symbol.derive is not None and bool(len(symbol.derive(frame, columns)))
     except UserError:
         return False
 
@@ -192,14 +190,16 @@ def analyze(
     choices: Choices = Choices(),
     staged: bool = False,
     weighted: bool = False,
+    drop_duplicates: bool = False,
 ) -> Analysis:
     """Fit the law `name` on a runs table.
 
-    columns: symbol -> column. where: boolean column or expression. resamples: bootstrap refits, 0 for none. over: what
-    they draw, see `grouping`. choices: bounds, starts, fixed values, reference levels. staged: base first, precision
-    terms after. weighted: by the loss's standard error. Raises UserError for bad input.
+    columns: symbol -> column or expression. where: boolean column or expression. resamples: bootstrap refits, 0 for
+    none. over: what they draw, see `grouping`. choices: bounds, starts, fixed values, reference levels. staged: base
+    first, precision terms after. weighted: by the loss's standard error. drop_duplicates: leave out rows that repeat an
+    earlier one. Raises UserError for bad input.
     """
-    table = select(name, frame, columns, where, choices)
+    table = select(name, frame, columns, where, choices, drop_duplicates)
     choices.check([table.law])
     if staged:
         if choices.fixed or weighted:

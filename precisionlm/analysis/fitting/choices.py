@@ -59,6 +59,8 @@ class Choices:
     def _parameter(self, p: Parameter) -> Parameter:
         if p.name in self.bounds:
             low, high = self.bounds[p.name]
+            if low == high:
+                raise UserError(f"--bound {p.name}={low:g}: two different ends are needed; --fix keeps a value")
             if p.log and low < 0:
                 raise UserError(f"--bound {p.name}={low:g}:{high:g}: {p.name} is a positive factor; bounds from 0 up")
             p = replace(p, bounds=(low, high), start=_within(p.start, low, high))

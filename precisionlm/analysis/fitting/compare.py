@@ -16,6 +16,7 @@ from precisionlm.analysis.fitting.objective import Objective
 from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.fitting.solve import solve
 from precisionlm.analysis.table.read import Table
+from precisionlm.analysis.table.symbols import symbols_of
 from precisionlm.errors import UserError, nearest
 
 RESAMPLES = 4000
@@ -66,6 +67,7 @@ def compare(
     seed: int = 0,
     choices: Choices = Choices(),
     least: int = LEAST_ROWS,
+    drop_duplicates: bool = False,
     fitted: Mapping[str, FitResult] | None = None,
 ) -> Comparison:
     """Fit each law on the rows that all of them can use and score it on rows held out.
@@ -80,8 +82,9 @@ def compare(
         raise UserError("compare needs at least two different laws, as in --laws chinchilla,kumar")
     if starts < 1:
         raise UserError(f"--starts {starts}: at least one is needed")
-    check_columns(names, columns or {})
-    tables = {name: select(name, frame, own_columns(name, columns or {}), where, choices) for name in names}
+    check_symbols(names, columns or {})
+    tables = {name: select(name, frame, own_columns(name, columns or {}), where, choices, drop_duplicates)
+              for name in names}  # fmt: skip
     choices.check([table.law for table in tables.values()])
     if len({t.law.is_gap for t in tables.values()}) > 1:
         raise UserError("laws of the loss and laws of the gap cannot be compared: they predict different columns")
@@ -107,19 +110,20 @@ def compare(
     )  # fmt: skip
 
 
-def check_columns(names: Sequence[str], columns: Mapping[str, str]) -> None:
-    """Raises UserError for a symbol that none of the laws has."""
-    known = list(dict.fromkeys(symbol.name for name in names for symbol in laws.get(name).readable))
-    for symbol in columns:
-        if symbol not in known:
-            shown = ", ".join(names)
-            raise UserError(f"--columns: none of the laws {shown} has a symbol '{symbol}'; {nearest(symbol, known)}")
-
-
 def own_columns(name: str, columns: Mapping[str, str]) -> dict[str, str]:
     """Those of the renamed columns that the law of that name reads. Raises UserError for an unknown law."""
-    known = {symbol.name for symbol in laws.get(name).readable}
+    known = symbols_of(laws.get(name))
     return {k: v for k, v in columns.items() if k in known}
+
+
+def check_symbols(names: Sequence[str], columns: Mapping[str, str]) -> None:
+    """Every renamed symbol belongs to one of the laws. Raises UserError otherwise."""
+    known = sorted({symbol for name in names for symbol in symbols_of(laws.get(name))})
+    for symbol in columns:
+        if symbol not in known:
+            raise UserError(
+                f"--columns: none of the laws {', '.join(names)} has a symbol '{symbol}'; {nearest(symbol, known)}"
+            )
 
 
 def _attempt(

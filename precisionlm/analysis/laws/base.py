@@ -29,13 +29,13 @@ class Parameter:
     """
 
     name: str
-    start: tuple[float, float] = (0.1, 1.0)
-    bounds: tuple[float, float] = (0.0, INF)
+    start: tuple[float, float] = field(default=(0.1, 1.0), compare=False)
+    bounds: tuple[float, float] = field(default=(0.0, INF), compare=False)
     log: bool = False
-    linear: bool = False
-    held: float | None = None
-    meaning: str = ""
-    begin: tuple[float, float] | None = None
+    linear: bool = field(default=False, compare=False)
+    held: float | None = field(default=None, compare=False)
+    meaning: str = field(default="", compare=False)
+    begin: tuple[float, float] | None = field(default=None, compare=False)
 
     @property
     def projected(self) -> bool:
@@ -139,7 +139,7 @@ References = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Law:
-    """A scaling law. Hashable: two laws with equal fields share one compiled fit.
+    """A scaling law. Hashable: two laws with one formula share one compiled fit, whatever bounds or values they have.
 
     `formula(params, columns, xp)` maps name -> scalar and symbol -> array of rows to the predicted loss (or gap) per
     row, with the array functions of `xp`: jax.numpy inside fits, numpy for predictions, which then compile nothing.

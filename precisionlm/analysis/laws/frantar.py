@@ -4,7 +4,8 @@
 
 P is a text column: any name of a format or method. Each level but the reference has its own eff.
 
-Vlassis et al. 2025 (arXiv:2509.23500) fit it to runs of several optimizers, which differ in what quantization costs:
+Vlassis et al. 2025 (arXiv:2509.23500) fit laws of quantization-aware training to runs of several optimizers, which
+differ in what quantization costs. One joint form of it, ours:
 
     L = A / (N eff_O eff_O:P)^α + B / D^β + E
 
@@ -131,7 +132,7 @@ def optimizer_law(optimizers: Levels, formats: Levels, pairs: Levels, said: tupl
         symbols=(N, D, replace(FORMAT, levels=formats.names), replace(OPTIMIZER, levels=optimizers.names)),
         formula=PerOptimizer(optimizers, formats.names, pairs),
         kept_share=PerOptimizer(optimizers, formats.names, pairs).kept_share,
-        source="Vlassis et al. 2025, arXiv:2509.23500, and " + SOURCE,
+        source="after Vlassis et al. 2025, arXiv:2509.23500, and " + SOURCE,
         notes=said,
         adapt=_adapt_optimizers,
     )  # fmt: skip

@@ -5,6 +5,7 @@ One law then covers integers, floats and block formats. The functional form foll
 constants were not at hand, so none are listed.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,13 +21,21 @@ ERROR = Symbol("gmse", "w_gmse", "positive", "relative mean squared error of the
                derive=weight_error)  # fmt: skip
 
 
-def _gaussian_mse(p: Any, c: Any, xp: Any) -> Any:
-    bits = -xp.log(c["gmse"]) / LOG4  # log_1/4: the bits of an ideal quantizer with this error
-    positive = bits > 0
-    bits = xp.where(positive, bits, 1.0)
-    rho = xp.tanh(xp.exp(p["log_f"] + p["c"] * xp.log(bits)))
-    log_n = c["log_N"] + p["log_l"] + xp.log(rho)
-    return xp.where(positive, base_loss(p, log_n, c["log_D"], p["alpha"], p["alpha"], xp), xp.inf)
+@dataclass(frozen=True)
+class GaussianError:
+    """The base at N_eff = N ρ; β = α where tied."""
+
+    tied: bool
+
+    def __call__(self, p: Any, c: Any, xp: Any) -> Any:
+        """Loss per row; +inf where the error is as large as the signal."""
+        bits = -xp.log(c["gmse"]) / LOG4  # log_1/4: the bits of an ideal quantizer with this error
+        positive = bits > 0
+        bits = xp.where(positive, bits, 1.0)
+        rho = xp.tanh(xp.exp(p["log_f"] + p["c"] * xp.log(bits)))
+        log_n = c["log_N"] + p["log_l"] + xp.log(rho)
+        loss = base_loss(p, log_n, c["log_D"], p["alpha"], p["alpha" if self.tied else "beta"], xp)
+        return xp.where(positive, loss, xp.inf)
 
 
 @cache
@@ -50,21 +59,23 @@ def kept_share(p: Any, c: Any) -> Any:
     return p["l"] * np.tanh(p["f"] * np.where(bits > 0, bits, np.nan) ** p["c"])
 
 
-GAUSSIAN_MSE = Law(
-    name="gaussian_mse",
-    title="L = A N_eff^-α + B D^-α + E, N_eff = N l tanh(f (log_1/4 GMSE)^c)",
-    parameters=(
-        *base_parameters(tied=True),
-        Parameter("l", held=1.0, bounds=(1e-3, 1e3), log=True, meaning="limit of N_eff/N; A and l share one scale"),
-        Parameter("f", (0.1, 2.0), (1e-4, 1e3), True, meaning="scale of the format's bits"),
-        Parameter("c", (0.5, 3.0), (0.01, 20.0), meaning="power of the format's bits"),
-    ),
-    symbols=(N, D, ERROR),
-    formula=_gaussian_mse,
-    source="after arXiv:2506.01863 (form as described there; constants ours to fit)",
-    at_bits=at_bits,
-    kept_share=kept_share,
-    undefined="+inf where the format's error is as large as the signal (GMSE ≥ 1)",
-)
+def _law(tied: bool) -> Law:
+    return Law(
+        name="gaussian_mse" if tied else "gaussian_mse_beta",
+        title=f"L = A N_eff^-α + B D^-{'α' if tied else 'β'} + E, N_eff = N l tanh(f (log_1/4 GMSE)^c)",
+        parameters=(
+            *base_parameters(tied),
+            Parameter("l", held=1.0, bounds=(1e-3, 1e3), log=True, meaning="limit of N_eff/N; A and l share one scale"),
+            Parameter("f", (0.1, 2.0), (1e-4, 1e3), True, meaning="scale of the format's bits"),
+            Parameter("c", (0.5, 3.0), (0.01, 20.0), meaning="power of the format's bits"),
+        ),
+        symbols=(N, D, ERROR),
+        formula=GaussianError(tied),
+        source="after arXiv:2506.01863 (form as described there; constants ours to fit)",
+        at_bits=at_bits,
+        kept_share=kept_share,
+        undefined="+inf where the format's error is as large as the signal (GMSE ≥ 1)",
+    )
 
-LAWS = (GAUSSIAN_MSE,)
+
+LAWS = (_law(tied=True), _law(tied=False))

@@ -153,7 +153,7 @@ def label(columns: Mapping[str, Any]) -> str:
 
 def _low_precision_ptq(c: Mapping[str, np.ndarray]) -> np.ndarray:
     trained = np.minimum.reduce([c[k] for k in ("P_w", "P_a", "P_kv") if k in c] or [np.full_like(c["N"], HIGH)])
-    return np.isfinite(c["P_post"]) & (trained < HIGH)
+    return np.isfinite(c.get("P_post", np.full_like(c["N"], INF))) & (trained < HIGH)
 
 
 SIMPLE_PTQ = Restriction("post-training quantization of a run trained below 16 bits needs law kumar_unified",

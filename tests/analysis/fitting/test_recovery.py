@@ -122,6 +122,7 @@ CASES = {
     "quartet_schemes": (cells((3e7, 5e7, 1e8, 2e8), (1e9, 3e9, 1e10, 5e10), forward=[0.0, 1.0], backward=[0.0, 1.0]),
                         laws.get("quartet").published[0].as_dict() | {"eff_N_mxfp4": 0.65, "eff_D_mxfp4": 0.89}),
     "quartet": (cells((3e7, 5e7, 1e8, 2e8), (1e9, 3e9, 1e10, 5e10), forward=[0.0, 1.0], backward=[0.0, 1.0]), {}),
+    "gaussian_mse_beta": (cells(gmse=[1e-5, 1e-4, 1e-3, 0.013, 0.047, 0.19]), GAUSSIAN | {"beta": 0.31}),
     "gaussian_mse": (cells(gmse=[1e-5, 1e-4, 1e-3, 0.013, 0.047, 0.19]), GAUSSIAN),
 }  # fmt: skip
 
