@@ -91,13 +91,19 @@ def run_figures(arguments: argparse.Namespace) -> int:
         analysis = fit_from(arguments, frame, arguments.law)
         recipes = recipes_of(frame, [analysis])
         drawn = of_fit(analysis, recipes) | papers.of_constants(analysis.law, analysis.result.params)
-        drawn |= rows.draw(frame, recipes) | papers.of_runs(frame, analysis)
+        drawn |= rows.draw(_usual_names(frame, analysis), recipes) | papers.of_runs(frame, analysis)
     paths = write_all(drawn, Path(arguments.out))
     if arguments.json:
         dump({"law": arguments.law, "figures": [str(p) for p in paths]})
     else:
         print("\n".join(str(p) for p in paths))
     return 0
+
+
+def _usual_names(frame: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
+    """The table with size, tokens and loss under the names that tables of precisionlm have."""
+    usual, names = {"N": "N_params", "D": "D_tokens", "loss": "val_loss"}, analysis.result.table.names
+    return frame.rename(columns={names[s]: c for s, c in usual.items() if s in names and c not in frame.columns})
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -144,10 +150,11 @@ def _held_out(
             scores = {s.fit.law.name: s for s in found.scores if s.fit}
             return HeldOut(found.splits, scores, as_table(found)), []
         name, result = next(iter(results.items()))
+        others = [f"rows were held out for {name} alone: losses and gaps do not compare"] if len(fits) > 1 else []
         splits = make_splits(result.table, 10)
         return HeldOut(
             splits, {result.law.name: score(name, result.table, objective, starts, splits, choices, result)}
-        ), []
+        ), others
     except UserError as problem:
         return None, [f"no rows were held out: {problem}"]
 

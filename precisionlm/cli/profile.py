@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from precisionlm.analysis.decisions.optimum import compute_optimal, critical_data, has_precision
+from precisionlm.analysis.decisions.optimum import compute_optimal, critical_data
+from precisionlm.analysis.decisions.summary import commonest, usual
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.fitting.profile import profile_intervals, profile_of
+from precisionlm.analysis.laws.precision import label_of, reads_width
 from precisionlm.errors import UserError
 
 BUDGET = 1e21  # 16-bit-equivalent FLOPs at which the optimal width P is asked for
@@ -39,28 +41,20 @@ def profiles(analysis: Analysis, names: list[str]) -> dict[str, dict[str, Any]]:
 
 def _optimal_bits(analysis: Analysis) -> tuple[Callable[[Mapping[str, float]], float], str]:
     law = analysis.law
-    if law.is_gap or not has_precision(law):
+    if law.is_gap or not reads_width(law):
         raise UserError(f"--profile P: law {law.name} has no optimal bits of training")
-    at = _commonest(analysis, {"N", "D", "P_w", "P_a", "P_kv", "P_post", "E", "M"})
+    at = usual(analysis)
     return lambda params: compute_optimal(law, params, BUDGET, at=at).P, f"optimal bits at {BUDGET:g} FLOPs"
 
 
 def _critical(analysis: Analysis) -> tuple[Callable[[Mapping[str, float]], float], str]:
     law, columns = analysis.law, analysis.result.table.columns
-    at = _commonest(analysis, {"N", "D"}) | {"N": float(columns["N"].max())}
-    if "P_post" in columns:
-        quantized = columns["P_post"][np.isfinite(columns["P_post"])]
-        at |= {"P_post": float(quantized.min(initial=np.inf))}
-        at |= {k: float(columns[k].max()) for k in ("P_w", "P_a", "P_kv") if k in columns}
-    where = ", ".join(f"{k} = {v:.4g}" for k, v in at.items())
+    at = {s.name: commonest(columns[s.name]) for s in law.symbols} | {"N": float(columns["N"].max())}
+    del at["D"]
+    post = next((s.name for s in law.symbols if s.kind == "ptq_bits"), None)
+    if post is not None:
+        quantized = columns[post][np.isfinite(columns[post])]
+        at |= {post: float(quantized.min(initial=np.inf))}
+        at |= {s.name: float(columns[s.name].max()) for s in law.symbols if s.kind == "bits"}
+    where = f"N = {at['N']:.4g}, {label_of(law, at)}".removesuffix(", ")
     return lambda params: critical_data(law, params, at), f"tokens beyond which training hurts, {where}"
-
-
-def _commonest(analysis: Analysis, but: set[str]) -> dict[str, float]:
-    """The commonest value in the table of each of the law's symbols."""
-    out = {}
-    for name, values in analysis.result.table.columns.items():
-        if name not in but:
-            found, counts = np.unique(values, return_counts=True)
-            out[name] = float(found[np.argmax(counts)])
-    return out

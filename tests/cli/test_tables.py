@@ -9,7 +9,7 @@ from precisionlm.analysis import laws
 from precisionlm.analysis.fitting.analyze import select
 from precisionlm.analysis.laws import alternatives
 from precisionlm.analysis.table.files import read
-from precisionlm.cli.figures import paper_figures
+from precisionlm.analysis.figures.papers import of_constants
 from precisionlm.cli.main import main
 from precisionlm.errors import UserError
 
@@ -74,7 +74,7 @@ def test_the_other_verbs_say_the_same(call, public, tmp_path, monkeypatch, verb)
 @pytest.mark.parametrize("name", [law.name for law in alternatives.LAWS])
 def test_a_law_without_the_factors_of_a_figure_does_without_it(name):
     law = laws.get(name)
-    assert paper_figures(law, {p.name: p.start[0] for p in law.parameters}) == {}
+    assert of_constants(law, {p.name: p.start[0] for p in law.parameters}) == {}
 
 
 def test_a_table_without_any_one_column(tiny_runs):

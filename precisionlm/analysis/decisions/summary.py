@@ -35,12 +35,18 @@ def decisions(analysis: Analysis) -> list[str]:
     law, columns = analysis.law, analysis.result.table.columns
     if law.is_gap or not {"N", "D"} <= set(columns):
         return []
+    at = usual(analysis)
+    largest = TRAIN * float(np.max(columns["N"] * columns["D"]))
+    return [*(_budget(analysis, largest, factor, at) for factor in FACTORS), *_critical(analysis, at)]
+
+
+def usual(analysis: Analysis) -> dict[str, float]:
+    """The commonest value in the table of every symbol that is neither size, tokens, a width nor a format."""
+    law, columns = analysis.law, analysis.result.table.columns
     free = {"N", "D"} | {s.name for s in law.symbols if s.kind in ("bits", "ptq_bits", "category")}
     if law.at_bits is not None:
         free |= set(law.at_bits(analysis.result.params, 8.0, None))
-    at = {k: commonest(v) for k, v in columns.items() if k in {s.name for s in law.symbols} - free}
-    largest = TRAIN * float(np.max(columns["N"] * columns["D"]))
-    return [*(_budget(analysis, largest, factor, at) for factor in FACTORS), *_critical(analysis, at)]
+    return {s.name: commonest(columns[s.name]) for s in law.symbols if s.name not in free}
 
 
 def commonest(values: np.ndarray) -> float:

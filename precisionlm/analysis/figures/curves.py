@@ -27,6 +27,7 @@ from precisionlm.analysis.figures.recipes import Recipes
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.laws.base import INF, Symbol
+from precisionlm.analysis.table.derive import gaps
 
 TIED = "bits of all operands in training"
 LOSS, GAP = "validation loss (nats/token)", "loss above the unquantized run (nats/token)"
@@ -151,20 +152,13 @@ def ptq_gap(analysis: Analysis) -> Figure | None:
 
 
 def observed_gaps(analysis: Analysis, symbol: str) -> np.ndarray:
-    """(n,) observed loss minus that of the same run before quantization; NaN where it is not in the table.
+    """(n,) observed loss above that before quantization, of rows quantized after training; NaN for others.
 
-    symbol: the law's width after training. Without the same run, one with the same columns stands for it.
-    """
+    symbol: the law's width after training."""
     table = analysis.result.table
     if analysis.law.is_gap:
         return table.observed
-    post = table.columns[symbol]
-    keys = list(zip(*(table.columns[k] for k in sorted(table.columns) if k != symbol), table.cluster, strict=True))
-    loose = [key[:-1] for key in keys]
-    exact = {k: v for k, v, p in zip(keys, table.observed, post, strict=True) if not np.isfinite(p)}
-    near = {k: v for k, v, p in zip(loose, table.observed, post, strict=True) if not np.isfinite(p)}
-    before = np.array([exact.get(k, near.get(m, np.nan)) for k, m in zip(keys, loose, strict=True)])
-    return np.where(np.isfinite(post), table.observed - before, np.nan)
+    return np.where(np.isfinite(table.columns[symbol]), gaps(table.frame, table.names), np.nan)
 
 
 def law_line(ax: Axes, analysis: Analysis, x: np.ndarray, columns: dict[str, Any], style: dict[str, Any]) -> None:

@@ -127,12 +127,9 @@ def _embedded(path: Path) -> Markup:
 
 
 def _target(analysis: Analysis) -> str:
-    """The column of the table that the law was fitted to, or how it was made."""
+    """The column that the law was fitted to."""
     table = analysis.result.table
-    for name, values in table.frame.items():
-        if values.dtype.kind in "fiu" and len(values) and (values.to_numpy(float) == table.observed).all():
-            return str(name)
-    return f"{table.law.target.column}, made of other columns"
+    return table.names["gap" if table.law.is_gap else "loss"]
 
 
 def _runs(frame: pd.DataFrame, fits: Sequence[Analysis], recipes: Recipes) -> dict[str, Any]:

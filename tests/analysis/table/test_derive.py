@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from precisionlm.analysis import laws
-from precisionlm.analysis.figures.draw import observed_gaps
+from precisionlm.analysis.figures.curves import observed_gaps
 from precisionlm.analysis.table.derive import gaps
 from precisionlm.analysis.table.read import prepare
 from precisionlm.errors import UserError
@@ -78,7 +78,7 @@ def test_what_is_missing_for_a_gap_is_named(tiny_runs):
 
 def test_figures_show_the_same_gap(tiny_runs):
     table = prepare(laws.get("kumar"), tiny_runs)
-    shown = observed_gaps(SimpleNamespace(law=table.law, result=SimpleNamespace(table=table)))
+    shown = observed_gaps(SimpleNamespace(law=table.law, result=SimpleNamespace(table=table)), "P_post")
     expected = np.where(np.isfinite(table.columns["P_post"]), gaps(tiny_runs, {}), np.nan)
     np.testing.assert_array_equal(shown, expected)
     assert np.isfinite(shown).sum() == 12
