@@ -79,7 +79,8 @@ def test_a_law_without_the_factors_of_a_figure_does_without_it(name):
 
 def test_a_table_without_any_one_column(tiny_runs):
     frame = tiny_runs.assign(w_group=32.0, w_exponent=0.0, w_mantissa=3.0, dgrad_dy_bits=16.0, delta=0.1, delta_to="x",
-                             wgrad_dy_bits=16.0, width=64, val_tokens=100, ptq_method="none")  # fmt: skip
+                             wgrad_dy_bits=16.0, width=64, val_tokens=100, ptq_method="none", D_unique=1e5,
+                             optimizer="adamw", fwd_format="int4", bwd_format="bf16")  # fmt: skip
     for column in ("run_id", "recipe", "evaluation", "N_params", "D_tokens", "val_loss", "w_bits", "a_bits", "kv_bits",
                    "ptq_bits", "w_group", "w_exponent", "w_mantissa", "width", "dgrad_dy_bits"):  # fmt: skip
         for law in laws.LAWS:

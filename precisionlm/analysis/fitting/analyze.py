@@ -166,8 +166,9 @@ def _usable(
 
 
 def _there(symbol: Symbol, frame: pd.DataFrame, columns: Mapping[str, str]) -> bool:
-    """Whether a law can read a symbol from this table: it must read counts, and may do without the others."""
-    if symbol.kind == "count" or symbol.default is not None or symbol.name in columns:
+    """Whether a law can read a symbol from this table: it must read counts and the width after training, and may do
+    without the others."""
+    if symbol.kind in ("count", "ptq_bits") or symbol.default is not None or symbol.name in columns:
         return True
     column = column_of(symbol, frame, columns)
     if column in frame.columns:

@@ -219,8 +219,10 @@ def _member(name: str, whole: Kumar, columns: Columns, references: References) -
     """
     post = columns["P_post"]
     if not any(f"P_{x}" in columns for x in whole.operands) and not np.isfinite(post).any():
-        needed = ", ".join(f"{P[x].column} (P_{x})" for x in whole.operands)
-        raise UserError(f"law {name} needs one of the columns {needed} or {P_POST.column} (P_post); --columns renames")
+        needed = ", ".join(
+            f"{symbol.column} ({symbol.name})" for symbol in (*map(P.get, whole.operands), P_POST) if symbol
+        )
+        raise UserError(f"law {name} needs one column of {needed}; --columns P_w=COLUMN names another")
     constants, said = constants_per_operand(columns, whole.operands, HIGH)
     notes = list(said)
     operands, held = tuple(constants), {f"n_{x}": 0.0 for x, count in constants.items() if count == 1}
