@@ -62,6 +62,7 @@ def bench_coverage(
     resamples: int = 200,
     over: Sequence[str] = ("auto", "run"),
     objective: Objective = Objective(),
+    noises: Sequence[Noise] = NOISES,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Rows {law, noise, over, bootstrap, linearised, constants}: share of (table, constant) pairs whose interval holds
@@ -69,7 +70,7 @@ def bench_coverage(
     constant. The fit starts from the truth: it is intervals that are measured, not the search."""
     rows = []
     for name in names:
-        for noise in NOISES:
+        for noise in noises:
             for unit in over:
                 hits = [_hits(*simulate(name, noise, seed), resamples, unit, objective, seed) for seed in range(tables)]
                 by_constant = {k: float(np.mean([h[0][k] for h in hits])) for k in hits[0][0]}

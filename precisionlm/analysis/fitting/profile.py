@@ -87,7 +87,7 @@ def profile_of(result: FitResult, value: Value) -> tuple[float, float]:
     def rise(tasks: np.ndarray, at: np.ndarray) -> np.ndarray:
         out = np.empty(len(tasks))
         for row, (task, target) in enumerate(zip(tasks, at, strict=True)):
-            point, objective = _constrained(result, derived, float(target), points[task])
+            point, objective = _constrained(result, derived, float(target), points[task], EXACT * limit[task])
             out[row] = objective - result.objective_value
             points[task] = point if out[row] <= limit[task] else points[task]
         return out
@@ -107,7 +107,8 @@ def _limit(result: FitResult, slope: np.ndarray) -> float:
     moving = (problem.high > problem.low) & ~(at_bound & known.identified & (slope == 0))
     plain = float(slope @ _inverse(result, moving) @ slope)
     clustered = float(slope @ known.covariance @ slope)
-    flat = np.abs(slope @ known.flat).sum() > known.quantile * math.sqrt(max(clustered, 0.0)) or not plain > 0
+    steady = known.quantile * math.sqrt(max(float(slope @ known.steady @ slope), 0.0))
+    flat = float(np.linalg.norm(slope @ known.flat)) > steady or not plain > 0
     return 0.5 * known.quantile**2 * (known.scatter if flat else max(clustered / plain, 1e-300))
 
 
@@ -139,8 +140,11 @@ def _expansion(result: FitResult, point: np.ndarray) -> tuple[float, np.ndarray,
     return float(np.sum(weights * rho)), gradient, (jac * curvature[:, None]).T @ jac
 
 
-def _constrained(result: FitResult, value: Value, target: float, point: np.ndarray) -> tuple[np.ndarray, float]:
-    """The point of lowest objective at which `value` is `target`, and its objective; inf if it is not reached."""
+def _constrained(
+    result: FitResult, value: Value, target: float, point: np.ndarray, fine: float
+) -> tuple[np.ndarray, float]:
+    """The point of lowest objective at which `value` is `target`, and its objective, to within `fine`; inf if it is
+    not reached."""
     low, high = result.problem.low, result.problem.high
     free = high > low
     objective, gradient, information = _expansion(result, point)
@@ -151,8 +155,9 @@ def _constrained(result: FitResult, value: Value, target: float, point: np.ndarr
         if not np.isfinite(slope).all() or not slope.any():
             return point, math.inf
         step = np.zeros(len(point))
-        step[moving] = _towards(information[np.ix_(moving, moving)], gradient[moving], slope, target - now)
-        price = 2.0 * float(np.abs(step @ information @ step) ** 0.5 + 1.0) * (abs(objective) + 1e-12)
+        held = np.ix_(moving, moving)
+        step[moving], force = _towards(information[held], gradient[moving], slope, target - now)
+        price = 2.0 * abs(force)  # above the multiplier, so that the constraint is worth its cost
         merit, size = objective + price * abs(target - now), 1.0
         while size > 1e-4:
             trial = np.clip(point + size * step, low, high)
@@ -164,22 +169,23 @@ def _constrained(result: FitResult, value: Value, target: float, point: np.ndarr
             break
         gained = merit - there[0] - price * abs(target - then)
         point, (objective, gradient, information), now = trial, there, then
-        if gained < 1e-6 * merit:
+        if gained < fine:
             break
     scale = max(abs(target), 1e-3)
     return point, objective if abs(target - now) < 1e-3 * scale else math.inf
 
 
-def _towards(information: np.ndarray, gradient: np.ndarray, slope: np.ndarray, lack: float) -> np.ndarray:
-    """The step that lowers the quadratic most while the linearised quantity moves by `lack`."""
+def _towards(information: np.ndarray, gradient: np.ndarray, slope: np.ndarray, lack: float) -> tuple[np.ndarray, float]:
+    """The step that lowers the quadratic most while the linearised quantity moves by `lack`, and its multiplier."""
     k = len(slope)
     diagonal = np.diag(information)
     unit = np.sqrt(np.maximum(diagonal, 1e-12 * diagonal.max()) + 1e-300)
     system = np.zeros((k + 1, k + 1))
     system[:k, :k] = information / np.outer(unit, unit) + 1e-9 * np.eye(k)
-    system[:k, k] = system[k, :k] = slope / unit / np.linalg.norm(slope / unit)
-    right = np.append(-gradient / unit, lack / np.linalg.norm(slope / unit))
-    return np.linalg.lstsq(system, right, rcond=None)[0][:k] / unit
+    length = float(np.linalg.norm(slope / unit))
+    system[:k, k] = system[k, :k] = slope / unit / length
+    found = np.linalg.lstsq(system, np.append(-gradient / unit, lack / length), rcond=None)[0]
+    return found[:k] / unit, float(found[k]) / length
 
 
 def _at(value: Value, result: FitResult, point: np.ndarray) -> float:

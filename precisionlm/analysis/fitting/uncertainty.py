@@ -28,13 +28,14 @@ class Uncertainty:
     """Linearised uncertainty of a fit's constants.
 
     covariance: (p, p) in search space, 0 for held constants. identified: (p,) false where the 95 % interval is wider
-    than the range of plausible values, or infinite. flat: (p, q) directions of search space, as long as a plausible
-    change, that the data leave open. quantile: half the width of a 95 % interval in standard errors. grouping: which
-    rows share their noise. scatter: variance of a row's slope of the objective in units of its curvature (of its
-    residual, for squares).
+    than the range of plausible values, or infinite. steady: the covariance without the directions that the data
+    determine no better than that range. flat: (p, q) those directions, as long as a plausible change. quantile: half
+    the width of a 95 % interval in standard errors. grouping: which rows share their noise. scatter: variance of a
+    row's slope of the objective in units of its curvature (of its residual, for squares).
     """
 
     covariance: np.ndarray
+    steady: np.ndarray
     identified: np.ndarray
     flat: np.ndarray
     quantile: float
@@ -76,31 +77,27 @@ def uncertainty(
     the others; its own error is that of a fit in which it moves too.
     """
     p = len(width)
-    covariance, identified = np.zeros((p, p)), np.ones(p, bool)
+    covariance, steady, identified = np.zeros((p, p)), np.zeros((p, p)), np.ones(p, bool)
 
-    def errors_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def place(mask: np.ndarray) -> np.ndarray:
+        """Fill in what a fit that moves the constants of `mask` says of them; returns the directions it leaves open."""
         found = _sandwich(jacobian[:, mask] * width[mask], residuals, weights, threshold, grouping)
-        return found[0] * np.outer(width[mask], width[mask]), found[1], found[2] * width[mask][:, None]
+        here, units = np.ix_(mask, mask), np.outer(width[mask], width[mask])
+        covariance[here], steady[here], identified[mask] = found[0] * units, found[1] * units, found[2]
+        directions = np.zeros((p, found[3].shape[1]))
+        directions[mask] = found[3] * width[mask][:, None]
+        return directions
 
-    def place(mask: np.ndarray, into: np.ndarray) -> np.ndarray:
-        """Fill in what a fit that moves `mask` says of the constants `into`; returns its open directions."""
-        found, known, directions = errors_of(mask)
-        part = into[mask]
-        covariance[np.ix_(into, into)], identified[into] = found[np.ix_(part, part)], known[part]
-        full = np.zeros((p, directions.shape[1]))
-        full[mask] = directions
-        return full
-
-    flat = place(free, free) if free.any() else np.zeros((p, 0))
+    flat = place(free) if free.any() else np.zeros((p, 0))
     pressed = at_bound & identified
     if pressed.any() and not (free <= pressed).all():
-        covariance[:] = np.diag(np.where(pressed, np.diag(covariance), 0.0))
-        flat = place(free & ~pressed, free & ~pressed)
-    left = max(len(residuals) - int(free.sum()), 1)
+        for matrix in (covariance, steady):
+            matrix[:] = np.diag(np.where(pressed, np.diag(matrix), 0.0))
+        flat = place(free & ~pressed)
+    left = len(residuals) - int(free.sum())
     scatter = _scatter(residuals, weights, threshold, int(free.sum()), left)
-    return Uncertainty(
-        covariance, identified, flat, t_quantile(max(min(grouping.count - 1, left), 1)), scatter, grouping
-    )
+    quantile = t_quantile(max(min(grouping.count - 1, left), 1))
+    return Uncertainty(covariance, steady, identified, flat, quantile, scatter, grouping)
 
 
 def smooth_slope(residuals: np.ndarray, threshold: float, constants: int) -> np.ndarray:
@@ -133,18 +130,22 @@ def t_quantile(dof: int) -> float:
 def interval_of(
     value: Callable[[Mapping[str, float]], float], law: Law, point: np.ndarray, known: Uncertainty
 ) -> tuple[float, float]:
-    """Linearised 95 % interval of a number that is derived from the constants; infinite where it rests on some that
-    the data leave open."""
+    """Linearised 95 % interval of a number that is derived from the constants.
 
-    moves = (np.diag(known.covariance) > 0) | known.flat.any(axis=1)
+    Constants that the data leave open move it within their plausible range. Infinite where that is most of it, and
+    moves it by more than half of its value.
+    """
+
+    moves = (np.diag(known.steady) > 0) | known.flat.any(axis=1)
     slope = slope_of(value, law, point, moves)
     if not np.isfinite(slope).all():
         return -math.inf, math.inf
-    half = known.quantile * math.sqrt(max(float(slope @ known.covariance @ slope), 0.0))
-    open_ = float(np.abs(slope @ known.flat).sum())
     centre = float(value(_params(law, point)))
-    if open_ > half and open_ > 1e-6 * abs(centre):
+    steady = known.quantile * math.sqrt(max(float(slope @ known.steady @ slope), 0.0))
+    open_ = float(np.linalg.norm(slope @ known.flat))
+    if open_ > 3 * steady and open_ > 0.5 * abs(centre):
         return -math.inf, math.inf
+    half = math.hypot(steady, open_)
     return centre - half, centre + half
 
 
@@ -179,31 +180,39 @@ def unfinished(jacobian: np.ndarray, residuals: np.ndarray, weights: np.ndarray,
 
 def _sandwich(
     scaled: np.ndarray, residuals: np.ndarray, weights: np.ndarray, threshold: float, grouping: Grouping
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Covariance (k, k), identified (k,) and open directions (k, q); `scaled`: Jacobian (n, k) in plausible widths."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Covariance and steady covariance (k, k), identified (k,) and open directions (k, q); `scaled`: Jacobian (n, k) in
+    plausible widths."""
     n, k = scaled.shape
     b = smooth_slope(residuals, threshold, k)
     psi = np.clip(residuals, -threshold, threshold)
     rho = np.sqrt(weights / b) * psi
     design = np.sqrt(weights * b)[:, None] * scaled
+    nothing = np.zeros((k, k)), np.zeros((k, k)), np.zeros(k, bool), np.eye(k)
     if not np.isfinite(design).all():
-        return np.zeros((k, k)), np.zeros(k, bool), np.eye(k)
+        return nothing
     size, vectors = _principal(design)
     present = size > RANK * size.max()
     dof = n - int(present.sum())
-    lost = (np.abs(vectors[:, ~present]) > 1e-4).any(axis=1)
     if dof < 1 or not present.any():
-        return np.zeros((k, k)), np.zeros(k, bool), np.eye(k)
+        return nothing
+    lost = (np.abs(vectors[:, ~present]) > 1e-4).any(axis=1)
     scatter = _scatter(residuals, weights, threshold, k, dof)
     inverse = vectors[:, present] / size[present]
-    covariance = inverse @ _meat(design @ inverse, rho, scatter, grouping) @ inverse.T
+    meat = _meat(design @ inverse, rho, scatter, grouping)
+    covariance = inverse @ meat @ inverse.T
+    limit = t_quantile(dof) * math.sqrt(scatter)  # of what a plausible change does, for the data to determine it
+    firm = (size > limit)[present].astype(float)
+    steady = (inverse * firm) @ meat @ (inverse * firm).T
     variance = np.maximum(scatter * np.sum(inverse**2, axis=1), np.diag(covariance))
     identified = ~lost & (t_quantile(dof) * np.sqrt(variance) < 1.0)
-    return covariance, identified, vectors[:, size < t_quantile(dof) * math.sqrt(scatter)]
+    return covariance, steady, identified, vectors[:, size <= limit]
 
 
 def _scatter(residuals: np.ndarray, weights: np.ndarray, threshold: float, constants: int, dof: int) -> float:
-    """Variance of psi over mean psi': of the residuals for squares. `dof`: rows left after the constants."""
+    """Variance of psi over mean psi': of the residuals for squares; inf without rows left after the constants."""
+    if dof < 1:
+        return math.inf
     psi = np.clip(residuals, -threshold, threshold)
     b = smooth_slope(residuals, threshold, constants)
     return max(float(np.sum(weights * psi**2) / np.sum(weights * b)) * len(psi) / dof, PRINTED**2)
@@ -234,4 +243,7 @@ def _meat(white: np.ndarray, rho: np.ndarray, scatter: float, grouping: Grouping
         scores = np.einsum("gij,gj->gi", vectors, turned)
         # All of the noise may be shared within the group: then its rows count as one.
         total += scatter * n / count * np.einsum("gij,gj,gkj->ik", vectors, alone.astype(float), vectors)
-    return total + (count - 1) / count * scores.T @ scores
+    total += (count - 1) / count * scores.T @ scores
+    # A few groups may agree by chance: the scatter of single rows has the weight of one more group.
+    spare = max(count - k, 0)
+    return (spare * total + scatter * np.eye(k)) / (spare + 1) if spare else total + scatter * np.eye(k)

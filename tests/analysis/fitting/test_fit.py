@@ -94,6 +94,8 @@ def test_objectives():
     assert squares.objective_value == pytest.approx(np.sum(squares.residuals**2) / 2, rel=1e-9)
     relative = fit(table, parse_objective("relative"), starts=32)
     assert relative.objective_value == pytest.approx(np.sum(np.expm1(relative.residuals) ** 2) / 2, rel=1e-9)
+    nats = fit(table, parse_objective("nats"), starts=32)
+    assert nats.objective_value == pytest.approx(np.sum((nats.predicted - table.observed) ** 2) / 2, rel=1e-9)
     r = np.abs(fit(table, starts=32).residuals)
     assert fit(table, starts=32).objective_value == pytest.approx(
         np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 5e-4)).sum(), rel=1e-9
@@ -117,7 +119,7 @@ def test_weights_from_standard_errors_move_the_fit_towards_precise_rows():
 
 
 def test_kumar_is_recovered_from_its_own_grid(kumar_runs):
-    analysis = analyze(kumar_runs(), "kumar", starts=64, resamples=64)
+    analysis = analyze(kumar_runs(), "kumar", starts=64, resamples=64, over="run")
     truth = laws.get("kumar").published[0].as_dict()
     truth["C_T"] *= np.exp(truth["b"])
     params = analysis.result.params
