@@ -6,10 +6,10 @@ import json
 import pytest
 
 from precisionlm.analysis import laws
+from precisionlm.analysis.figures.papers import of_constants
 from precisionlm.analysis.fitting.analyze import select
 from precisionlm.analysis.laws import alternatives
 from precisionlm.analysis.table.files import read
-from precisionlm.analysis.figures.papers import of_constants
 from precisionlm.cli.main import main
 from precisionlm.errors import UserError
 

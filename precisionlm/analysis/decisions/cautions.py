@@ -7,7 +7,8 @@ import numpy as np
 from precisionlm.analysis.decisions.cost import Cost
 from precisionlm.analysis.decisions.optimum import compute_optimal, optimum_interval
 from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.fitting.findings import FEW_GROUPS
+from precisionlm.analysis.fitting.findings import FEW_GROUPS, Status
+from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.laws.precision import categories, reads_width, width_of
 
 Between = tuple[float, float]
@@ -45,31 +46,49 @@ def of_the_fit(analysis: Analysis) -> list[str]:
 
 
 def positive_interval(analysis: Analysis, value: Callable[[Mapping[str, float]], float]) -> Between:
-    """95 % interval of a positive number derived from the constants, taken of its logarithm; (0, inf) where it rests on
-    constants that the data leave open."""
-    low, high = analysis.interval_of(lambda params: float(np.log(value(params))))
-    return float(np.exp(low)), float(np.exp(high))
+    """95 % interval of a positive number derived from the constants: over refits, or linearised in its logarithm; (0,
+    inf) where it rests on constants that the data leave open."""
+    linear = _linearised(analysis, value)
+    if not analysis.bootstrap or np.isinf(linear[1]):
+        return linear
+    names = analysis.law.names
+    drawn = percentile_interval([value(dict(zip(names, s, strict=True))) for s in analysis.bootstrap.samples])
+    return _told_by_both(analysis, linear, (float(drawn[0]), float(drawn[1])))
 
 
 def optimum_intervals(
     analysis: Analysis, compute: float, cost: Cost = Cost(), n: float | None = None, d: float | None = None,
     bits: float | None = None, at: Mapping[str, float] | None = None,
 ) -> dict[str, Between]:  # fmt: skip
-    """95 % intervals of N, D and P of least loss, those that are free: over refits, or linearised without any."""
+    """95 % intervals of N, D and P of least loss, those that are free, as `positive_interval`."""
     law = analysis.law
 
-    def log_of(name: str) -> Callable[[Mapping[str, float]], float]:
-        return lambda params: float(np.log(getattr(compute_optimal(law, params, compute, cost, n, d, bits, at), name)))
+    def best(name: str) -> Callable[[Mapping[str, float]], float]:
+        return lambda params: float(getattr(compute_optimal(law, params, compute, cost, n, d, bits, at), name))
 
     free = [name for name, kept in (("N", n), ("D", d)) if kept is None]
     free += ["P"] if bits is None and reads_width(law) else []
-    linear = {name: analysis.result.interval_of(log_of(name)) for name in free}
-    ends = {name: (float(np.exp(low)), float(np.exp(high))) for name, (low, high) in linear.items()}
-    if analysis.bootstrap and np.isfinite(list(linear.values())).all():
-        drawn = optimum_interval(law, analysis.bootstrap.samples, compute, cost, n, d, bits, at)
-        few = any(finding.kind == FEW_GROUPS for finding in analysis.findings)
-        return {k: (min(drawn[k][0], ends[k][0]), max(drawn[k][1], ends[k][1])) if few else drawn[k] for k in free}
-    return ends
+    linear = {name: _linearised(analysis, best(name)) for name in free}
+    if not analysis.bootstrap or np.isinf([high for _, high in linear.values()]).any():
+        return linear
+    drawn = optimum_interval(law, analysis.bootstrap.samples, compute, cost, n, d, bits, at)
+    return {name: _told_by_both(analysis, linear[name], drawn[name]) for name in free}
+
+
+def _linearised(analysis: Analysis, value: Callable[[Mapping[str, float]], float]) -> Between:
+    low, high = analysis.result.interval_of(value)
+    centre = (low + high) / 2
+    if not np.isfinite([low, high]).all():
+        return 0.0, np.inf
+    factor = float(np.exp((high - low) / 2 / centre))
+    return centre / factor, centre * factor
+
+
+def _told_by_both(analysis: Analysis, linear: Between, drawn: Between) -> Between:
+    """Refits of few groups, or of constants that the data leave open, say too little alone: then the wider ends."""
+    if any(finding.kind in (FEW_GROUPS, Status.NOT_IDENTIFIED.value) for finding in analysis.findings):
+        return min(linear[0], drawn[0]), max(linear[1], drawn[1])
+    return drawn
 
 
 def left_open(between: Mapping[str, Between]) -> list[str]:

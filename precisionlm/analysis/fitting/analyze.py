@@ -9,7 +9,7 @@ import pandas as pd
 from precisionlm.analysis import laws
 from precisionlm.analysis.fitting.bootstrap import Bootstrap, bootstrap_staged
 from precisionlm.analysis.fitting.choices import Choices
-from precisionlm.analysis.fitting.findings import FEW_GROUPS, Finding, concerning
+from precisionlm.analysis.fitting.findings import FEW_GROUPS, Finding, Status, concerning
 from precisionlm.analysis.fitting.fit import FitResult, error_weights, fit, fit_staged
 from precisionlm.analysis.fitting.objective import Objective
 from precisionlm.analysis.fitting.percentile import percentile_interval
@@ -91,7 +91,7 @@ class Analysis:
             return linear
         names = self.law.names
         low, high = percentile_interval([value(dict(zip(names, s, strict=True))) for s in self.bootstrap.samples])
-        if any(f.kind == FEW_GROUPS for f in self.findings):
+        if any(f.kind in (FEW_GROUPS, Status.NOT_IDENTIFIED.value) for f in self.findings):
             return min(float(low), linear[0]), max(float(high), linear[1])
         return float(low), float(high)
 
