@@ -104,6 +104,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("schedule", "str", "learning-rate schedule: cosine, wsd, linear"),
     Column("learning_rate", "float", "peak learning rate"),
     Column("final_lr_fraction", "float", "learning rate of the last update / largest one of the run"),
+    Column("decay_share", "float", "share of the steps in which the learning rate falls (0 to 1)"),
     Column("warmup_steps", "int", "linear warm-up (steps), cut to the length of the run"),
     Column("weight_decay", "float", "decoupled weight decay"),
     Column("batch_tokens", "int", "tokens per optimizer step (count)"),

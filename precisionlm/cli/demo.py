@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from precisionlm.analysis.decisions.summary import decisions
 from precisionlm.analysis.fitting.analyze import Analysis, analyze
 from precisionlm.analysis.report.report import write_report
 from precisionlm.cluster.preemption import Interruption
@@ -93,7 +94,10 @@ def run_demo(out: Path, scale: float) -> dict[str, Any]:
         table, _ = collect(out / "runs")
         paths = write(table, out / "runs.parquet")
         analysis = analyze(table, "kumar", starts=200, resamples=400)
-        summary = write_report(table, [analysis], out / "report.html", title="Precision scaling laws: the demo")
+        summary = write_report(
+            table, [analysis], out / "report.html", "Precision scaling laws: the demo", decisions=decisions(analysis),
+            metrics=out / "runs",
+        )  # fmt: skip
         report(1.0, "done")
     structures = len({row.run.program for row in rows})
     lines = [

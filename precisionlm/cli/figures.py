@@ -1,25 +1,29 @@
 """The verbs that draw: figures and report."""
 
 import argparse
+import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
+import pandas as pd
 
 from precisionlm.analysis import laws
 from precisionlm.analysis.decisions.summary import decisions
-from precisionlm.analysis.figures import chen, draw, forms, kumar, stepwise, sun
-from precisionlm.analysis.figures import rows as figure_rows
+from precisionlm.analysis.figures import papers, rows
+from precisionlm.analysis.figures.draw import write_all
+from precisionlm.analysis.figures.fitted import of_fit
+from precisionlm.analysis.figures.recipes import recipes_of
 from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.fitting.compare import as_table, compare, own_columns
+from precisionlm.analysis.fitting.compare import as_table, check_symbols, compare, own_columns, score
+from precisionlm.analysis.fitting.held_out import make_splits
 from precisionlm.analysis.fitting.objective import parse_objective
-from precisionlm.analysis.laws.base import Law
-from precisionlm.analysis.report.report import write_report
+from precisionlm.analysis.report.report import HeldOut, write_report
 from precisionlm.analysis.table import read as tables
 from precisionlm.cli.fit_arguments import (
     add_fit_arguments,
     add_table_arguments,
+    choices_of,
+    columns_of,
     dump,
     fit_from,
     names_of,
@@ -28,6 +32,7 @@ from precisionlm.cli.fit_arguments import (
 )
 from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import UserError
+from precisionlm.training.provenance import package_version
 
 
 def add_figures(subparsers: Any) -> None:
@@ -40,7 +45,7 @@ def add_figures(subparsers: Any) -> None:
         "which adds the figures of the runs themselves with bands.",
         "precisionlm figures --law kumar --published -o figures",
     )
-    parser.add_argument("--law", required=True, help="name of the law: a member of the kumar family, sun, chen, ...")
+    parser.add_argument("--law", required=True, help="name of the law")
     add_table_arguments(parser, required=False)
     add_fit_arguments(parser, bootstrap=500)
     parser.add_argument("--published", action="store_true", help="use the constants its paper prints")
@@ -61,6 +66,7 @@ def add_report(subparsers: Any) -> None:
     parser.add_argument("--law", default="kumar", help="law or laws, separated by commas (default kumar)")
     add_fit_arguments(parser, bootstrap=500)
     parser.add_argument("-o", "--out", default="report.html", help="the page to write (default report.html)")
+    parser.add_argument("--metrics", type=Path, metavar="FOLDER", help="run directories, for learning curves")
     parser.add_argument("--title", default="Precision scaling laws")
     parser.add_argument("--json", action="store_true", help="print paths and findings as one JSON object")
 
@@ -75,7 +81,7 @@ def run_figures(arguments: argparse.Namespace) -> int:
             raise UserError(f"law {law.name} has no published constants; give --runs FILE")
         if arguments.dry_run:
             return show_plan(arguments, [])
-        drawn = paper_figures(law, law.published[0].as_dict())
+        drawn = papers.of_constants(law, law.published[0].as_dict())
         if not drawn:
             raise UserError(f"law {law.name} has no figures without runs; give --runs FILE")
     else:
@@ -83,11 +89,10 @@ def run_figures(arguments: argparse.Namespace) -> int:
         if arguments.dry_run:
             return show_plan(arguments, [preview(arguments, frame, arguments.law)])
         analysis = fit_from(arguments, frame, arguments.law)
-        drawn = draw.of_fit(analysis) | paper_figures(analysis.law, analysis.result.params)
-        drawn |= figure_rows.draw(frame) | observed_map(analysis)
-        if arguments.law == "sun":
-            drawn |= forms.draw(frame) | stepwise.draw(frame)
-    paths = draw.write_all(drawn, Path(arguments.out))
+        recipes = recipes_of(frame, [analysis])
+        drawn = of_fit(analysis, recipes) | papers.of_constants(analysis.law, analysis.result.params)
+        drawn |= rows.draw(_usual_names(frame, analysis), recipes) | papers.of_runs(frame, analysis)
+    paths = write_all(drawn, Path(arguments.out))
     if arguments.json:
         dump({"law": arguments.law, "figures": [str(p) for p in paths]})
     else:
@@ -95,46 +100,28 @@ def run_figures(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def paper_figures(law: Law, params: dict[str, float]) -> dict[str, Figure]:
-    """The figures of the law's own paper, for these constants."""
-    if law.name.startswith("kumar"):
-        return kumar.draw(law, params)
-    painters = {"sun": sun.draw, "chen": chen.draw, "chen_gap": chen.draw}
-    return painters[law.name](law, params) if law.name in painters else {}
-
-
-def observed_map(analysis: Analysis) -> dict[str, Figure]:
-    """Kumar's map of added loss over P_w x P_post beside the observed one, where the rows have two of each."""
-    columns = analysis.result.table.columns
-    if not {"P_w", "P_post"} <= set(columns) or analysis.law.is_gap:
-        return {}
-    gap = draw.observed_gaps(analysis)
-    known = np.isfinite(gap)
-    if min((len(np.unique(columns[k][known])) for k in ("P_w", "P_post")), default=0) < 2:
-        return {}
-    rows = (columns["P_w"], columns["P_post"], gap, columns["N"], columns["D"])
-    return {"fig07_21_added_loss_map": kumar.added_loss_map(analysis.law, analysis.result.params, rows)}
+def _usual_names(frame: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
+    """The table with size, tokens and loss under the names that tables of precisionlm have."""
+    usual, names = {"N": "N_params", "D": "D_tokens", "loss": "val_loss"}, analysis.result.table.names
+    return frame.rename(columns={names[s]: c for s, c in usual.items() if s in names and c not in frame.columns})
 
 
 def run_report(arguments: argparse.Namespace) -> int:
     """`precisionlm report`."""
     frame = tables.read(arguments.runs)
     names = list(dict.fromkeys(names_of(arguments.law)))
-    renamed = tables.parse_columns(arguments.columns)
-    for symbol in renamed:
-        if not any(own_columns(law, {symbol: ""}) for law in names):
-            raise UserError(f"--columns: none of the laws {', '.join(names)} has a symbol '{symbol}'")
+    renamed = columns_of(arguments)
+    check_symbols(names, renamed)
     if arguments.dry_run:
         return show_plan(
             arguments, [preview(arguments, frame, law, columns=own_columns(law, renamed)) for law in names]
         )
     fits = [fit_from(arguments, frame, law, columns=own_columns(law, renamed)) for law in names]
-    comparison = None
-    if len(fits) > 1 and len({fit.law.is_gap for fit in fits}) == 1:  # a loss and a gap are different columns
-        objective = parse_objective(arguments.objective)
-        comparison = as_table(compare(frame, names, renamed, arguments.where, objective, min(arguments.starts, 200)))
+    checked, doubts = _held_out(arguments, frame, dict(zip(names, fits, strict=True)), renamed)
     advice = [line for fit in fits for line in decisions(fit)]
-    summary = write_report(frame, fits, Path(arguments.out), arguments.title, comparison, advice)
+    summary = write_report(
+        frame, fits, Path(arguments.out), arguments.title, checked, advice, _provenance(arguments), arguments.metrics
+    )
     if arguments.json:
         dump(
             {
@@ -142,8 +129,39 @@ def run_report(arguments: argparse.Namespace) -> int:
                 "figures": [str(p) for p in summary.figures],
                 "findings": list(summary.lines),
                 "decisions": advice,
+                "warnings": doubts,
             }
         )
     else:
-        print("\n".join([*summary.lines, *advice, f"report: {summary.path}"]))
+        print("\n".join([*summary.lines, *doubts, *advice, f"report: {summary.path}"]))
     return 0
+
+
+def _held_out(
+    arguments: argparse.Namespace, frame: pd.DataFrame, fits: dict[str, Analysis], renamed: dict[str, str]
+) -> tuple[HeldOut | None, list[str]]:
+    """The laws on rows left out, each refitted from the fit there is; None, and why, where no rows can be left out."""
+    objective, starts, choices = parse_objective(arguments.objective), min(arguments.starts, 200), choices_of(arguments)
+    results = {name: fit.result for name, fit in fits.items()}
+    try:
+        if len(fits) > 1 and len({fit.law.is_gap for fit in fits.values()}) == 1:  # a loss and a gap are two columns
+            found = compare(frame, list(fits), renamed, arguments.where, objective, starts, choices=choices,
+                            drop_duplicates=arguments.drop_duplicates, fitted=results)  # fmt: skip
+            scores = {s.fit.law.name: s for s in found.scores if s.fit}
+            return HeldOut(found.splits, scores, as_table(found)), []
+        name, result = next(iter(results.items()))
+        others = [f"rows were held out for {name} alone: losses and gaps do not compare"] if len(fits) > 1 else []
+        splits = make_splits(result.table, 10)
+        return HeldOut(
+            splits, {result.law.name: score(name, result.table, objective, starts, splits, choices, result)}
+        ), others
+    except UserError as problem:
+        return None, [f"no rows were held out: {problem}"]
+
+
+def _provenance(arguments: argparse.Namespace) -> dict[str, str]:
+    """What made the page: version, command, table, and the hash of its bytes."""
+    digest = hashlib.sha256(Path(arguments.runs).read_bytes()).hexdigest()
+    command = getattr(arguments, "typed", "")
+    return {"precisionlm": package_version(), **({"command": command} if command else {}),
+            "table": str(arguments.runs), "sha256 of the table": digest}  # fmt: skip

@@ -5,22 +5,36 @@ import sys
 from typing import Any
 
 from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.fitting.compare import as_table, compare, own_columns
+from precisionlm.analysis.fitting.compare import (
+    Comparison,
+    as_table,
+    check_symbols,
+    compare,
+    excluded_lines,
+    own_columns,
+)
+from precisionlm.analysis.fitting.held_out import LEAST_ROWS
 from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.analysis.table import read as tables
 from precisionlm.cli.figures import add_figures, add_report
 from precisionlm.cli.fit_arguments import (
+    add_choices,
     add_dry_run,
     add_fit_arguments,
     add_table_arguments,
     as_json,
+    choices_of,
+    columns_of,
     dump,
     fit_from,
     names_of,
     preview,
     show_plan,
 )
-from precisionlm.cli.plan import add_plan_arguments, describe, plan
+from precisionlm.cli.plan import plan
+from precisionlm.cli.plan_question import add_plan_arguments
+from precisionlm.cli.plan_words import describe
+from precisionlm.cli.profile import profiles
 from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import UserError
 
@@ -42,10 +56,16 @@ def _add_fit(subparsers: Any) -> None:
         "precisionlm fit --runs runs.csv --law kumar --bootstrap 1000 --json",
     )  # fmt: skip
     add_table_arguments(parser)
-    parser.add_argument("--law", required=True, help="name of the law, such as chinchilla, kumar, sun, chen, frantar")
+    parser.add_argument(
+        "--law",
+        required=True,
+        help="name of the law, such as chinchilla, kumar, sun, chen, frantar; or FILE.py:NAME, one of your own",
+    )
     add_fit_arguments(parser, bootstrap=0)
     parser.add_argument("--staged", action="store_true", help="fit the base on unquantized runs first, the rest after")
-    parser.add_argument("--fix", metavar="NAME=VALUE,...", help="constants to keep at a value")
+    parser.add_argument(
+        "--profile", metavar="NAME,...", help="profile intervals of constants, of P (optimal bits) or of D_crit"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -59,11 +79,16 @@ def _add_compare(subparsers: Any) -> None:
         "precisionlm compare --runs runs.csv --laws chinchilla,kumar,sun --json",
     )
     add_table_arguments(parser)
-    parser.add_argument("--laws", required=True, metavar="A,B,...", help="names of two or more laws")
+    parser.add_argument("--laws", required=True, metavar="A,B,...", help="names of two or more laws, or FILE.py:NAME")
     parser.add_argument("--objective", default="huber:1e-3", help="huber:DELTA or squares (log residuals), or relative")
     parser.add_argument("--starts", type=int, default=200, help="starting points per law (default 200)")
     add_dry_run(parser)
-    parser.add_argument("--folds", type=int, default=10, help="folds over (N, D) pairs (default 10)")
+    add_choices(parser)
+    parser.add_argument("--folds", type=int, default=10, help="folds over (N, D) pairs, 2 or more (default 10)")
+    parser.add_argument(
+        "--held-out", type=int, default=LEAST_ROWS, metavar="ROWS",
+        help=f"rows to hold out at the largest N and D at least: the next largest are added (default {LEAST_ROWS})",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -88,10 +113,14 @@ def run_fit(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return show_plan(arguments, [preview(arguments, frame, arguments.law)])
     analysis = fit_from(arguments, frame, arguments.law)
+    found = profiles(analysis, names_of(arguments.profile)) if arguments.profile else {}
     if arguments.json:
-        dump(as_json(analysis))
-    else:
-        print_fit(analysis)
+        dump(as_json(analysis) | ({"profiles": found} if found else {}))
+        return 0
+    print_fit(analysis)
+    for name, profile in found.items():
+        ends = "[{:.4g}, {:.4g}]".format(*profile["interval"])
+        print(f"  profile of {name}: {profile['value']:.6g} {ends}  {profile['meaning']}")
     return 0
 
 
@@ -104,11 +133,12 @@ def print_fit(analysis: Analysis) -> None:
     print(f"{result.share:.0%} of {result.starts} starts reached it in {result.seconds:.1f} s")
     excluded = "; ".join(f"{count} x {reason}" for reason, count in result.table.excluded.items())
     print(f"rows used {result.rows_used}, excluded {result.rows_excluded}" + (f" ({excluded})" if excluded else ""))
+    print(f"95 % intervals: {analysis.intervals_from}")
+    intervals = analysis.intervals
     for p in analysis.law.parameters:
-        low_high = analysis.intervals.get(p.name) if p.name in result.free else None
-        interval = f"  [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else ""
-        held = "" if p.name in result.free else "  held"
-        print(f"  {p.name:<11} {result.params[p.name]:<12.6g}{interval:<26}{held}  {p.meaning}")
+        interval = "  [{:.4g}, {:.4g}]".format(*intervals[p.name]) if p.name in intervals else ""
+        known = {True: "", False: "  not identified", None: "  held"}[analysis.identified.get(p.name)]
+        print(f"  {p.name:<11} {result.params[p.name]:<12.6g}{interval:<26}{known}  {p.meaning}")
     for warning in dict.fromkeys(analysis.warnings):
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -116,31 +146,48 @@ def print_fit(analysis: Analysis) -> None:
 def run_compare(arguments: argparse.Namespace) -> int:
     """`precisionlm compare`."""
     frame, names = tables.read(arguments.runs), names_of(arguments.laws)
-    renamed = tables.parse_columns(arguments.columns)
+    renamed, choices = columns_of(arguments), choices_of(arguments)
+    check_symbols(names, renamed)
     if arguments.dry_run:
         return show_plan(
             arguments, [preview(arguments, frame, law, columns=own_columns(law, renamed)) for law in names]
         )
     comparison = compare(
-        frame, names, renamed, arguments.where, parse_objective(arguments.objective), arguments.starts, arguments.folds
-    )
+        frame, names, renamed, arguments.where, parse_objective(arguments.objective), arguments.starts,
+        arguments.folds, choices=choices, least=arguments.held_out,
+        drop_duplicates=arguments.drop_duplicates,
+    )  # fmt: skip
     if arguments.json:
-        dump({
-            "rows_used": comparison.rows, "rows_excluded": sum(comparison.excluded.values()),
-            "ranking": [s.fit.law.name for s in comparison.scores],
-            "laws": [as_json(Analysis(s.fit)) | {"held_out_rms_log": s.held_out} for s in comparison.scores],
-            "squared_error_above_best": {k: list(v) for k, v in comparison.differences.items()},
-            "warnings": list(comparison.warnings),
-        })  # fmt: skip
+        dump(_comparison_json(comparison))
         return 0
     shown = as_table(comparison)
-    rows = [shown["head"], *shown["rows"]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print(shown["caption"])
+    for line in excluded_lines(comparison):
+        print(line)
+    rows = [shown["head"], *shown["rows"]]
+    widths = [max(len(row[i]) for row in rows if i != 2 or row[1]) for i in range(len(rows[0]))]
     print("\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows))
     for warning in comparison.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _comparison_json(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as plain data; a law that could not be fitted has `problem` alone."""
+    laws = [
+        (as_json(Analysis(s.fit)) if s.fit else {"problem": s.problem})
+        | {"law": s.name, "held_out_rms_log": {k: e.rms for k, e in s.held_out.items()},
+           "held_out_relative_error": {
+               k: {"median": e.median, "90%": e.q90, "max": e.worst} for k, e in s.held_out.items()}}
+        for s in comparison.scores
+    ]  # fmt: skip
+    return {
+        "rows_used": comparison.rows, "rows_excluded": comparison.rows_excluded, "excluded": comparison.excluded,
+        "held_out": {s.name: {"rows": s.rows, "cells": s.cells, "what": s.what} for s in comparison.splits},
+        "ranking": [s.name for s in comparison.scores], "laws": laws,
+        "squared_error_above_best": {k: list(v) for k, v in comparison.differences.items()},
+        "warnings": list(comparison.warnings),
+    }  # fmt: skip
 
 
 def run_plan(arguments: argparse.Namespace) -> int:

@@ -1,22 +1,40 @@
 """What the verbs on a runs table share: which rows, how to fit, what would be fitted, and how a fit prints as JSON."""
 
 import argparse
+from dataclasses import asdict
 from typing import Any
 
 from precisionlm.analysis.fitting.analyze import Analysis, analyze, select
+from precisionlm.analysis.fitting.choices import Choices
+from precisionlm.analysis.fitting.grouping import OVER
 from precisionlm.analysis.fitting.objective import parse_objective
-from precisionlm.analysis.table import read as tables
-from precisionlm.errors import UserError
+from precisionlm.cli.assignments import assignments, numbers, ranges
 from precisionlm.json_text import dumps
 
 
 def add_table_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Arguments that say which rows of which file."""
-    parser.add_argument("--runs", metavar="FILE", required=required, help="runs table, .csv or .parquet")
+    parser.add_argument("--runs", metavar="FILE", required=required, help="runs table: .csv, .tsv (also .gz), .parquet")
     parser.add_argument(
-        "--columns", metavar="S=COL,...", help="the law's symbol = column of the file, where they differ"
+        "--columns",
+        metavar="S=COL,...",
+        help="what the law's symbols read where the file has other names: a column, an expression over columns "
+        "('N=`N (M)`*1e6'), or a number for all rows (log2B=32: elements per scale, as in the column)",
     )
-    parser.add_argument("--where", metavar="EXPR", help="a boolean column, or an expression such as 'w_bits >= 4'")
+    parser.add_argument(
+        "--where",
+        metavar="EXPR",
+        help="rows to use: a boolean column or an expression, such as \"w_bits >= 4 and recipe != 'bf16'\", "
+        "'D_tokens / N_params < 500', 'w_bits in [4, 8]', 'w_group is not missing'",
+    )
+    parser.add_argument(
+        "--drop-duplicates", action="store_true", help="leave out rows that repeat an earlier one (default: keep, warn)"
+    )
+
+
+def columns_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """--columns as symbol -> column or expression."""
+    return assignments("--columns", arguments.columns, "SYMBOL=COLUMN pairs such as N=N_params,loss=val_loss")
 
 
 def add_fit_arguments(parser: argparse.ArgumentParser, bootstrap: int) -> None:
@@ -27,10 +45,24 @@ def add_fit_arguments(parser: argparse.ArgumentParser, bootstrap: int) -> None:
         "--bootstrap", type=int, default=bootstrap, metavar="N", help=f"refits for intervals (default {bootstrap})"
     )
     parser.add_argument(
-        "--over", choices=("row", "run", "cell"), default="run", help="what the bootstrap resamples (default run)"
-    )
+        "--over", choices=OVER, default="auto",
+        help="rows that share their noise, for intervals: the data decide (auto), or row, run, seed or (N, D) cell",
+    )  # fmt: skip
     parser.add_argument("--weights", action="store_true", help="weight rows by the loss's standard error")
+    add_choices(parser)
     add_dry_run(parser)
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """Arguments by which a user decides about a law's constants."""
+    parser.add_argument("--fix", metavar="NAME=VALUE,...", help="constants to keep at a value")
+    parser.add_argument("--bound", metavar="NAME=LOW:HIGH,...", help="bounds of constants, as in delta=-1:5")
+    parser.add_argument(
+        "--start", metavar="NAME=LOW:HIGH,...", help="ranges (or values) that starting points are spread over"
+    )
+    parser.add_argument(
+        "--reference", metavar="LEVEL", help="level that the others are measured against, or SYMBOL=LEVEL,..."
+    )
 
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +77,12 @@ def names_of(text: str) -> list[str]:
 
 def fit_from(arguments: argparse.Namespace, frame: Any, law: str, columns: dict[str, str] | None = None) -> Analysis:
     """The fit that a verb's arguments ask for; `columns` in place of --columns."""
-    renamed = tables.parse_columns(arguments.columns) if columns is None else columns
+    renamed = columns_of(arguments) if columns is None else columns
     return analyze(
         frame, law, renamed, arguments.where, parse_objective(arguments.objective),
-        arguments.starts, arguments.bootstrap, arguments.over, fixed=parse_values(getattr(arguments, "fix", None)),
+        arguments.starts, arguments.bootstrap, arguments.over, choices=choices_of(arguments),
         staged=getattr(arguments, "staged", False), weighted=arguments.weights,
+        drop_duplicates=arguments.drop_duplicates,
     )  # fmt: skip
 
 
@@ -57,10 +90,11 @@ def preview(
     arguments: argparse.Namespace, frame: Any, law: str, columns: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """What `fit_from` would fit, as plain data; checks everything that can be checked without fitting."""
-    renamed = tables.parse_columns(arguments.columns) if columns is None else columns
+    renamed = columns_of(arguments) if columns is None else columns
     objective = parse_objective(arguments.objective)
-    fixed = parse_values(getattr(arguments, "fix", None))
-    table = select(law, frame, renamed, arguments.where)
+    choices = choices_of(arguments)
+    table = select(law, frame, renamed, arguments.where, choices, arguments.drop_duplicates)
+    fixed = choices.fixed_of(table.law)
     return {
         "law": table.law.name, "formula": table.law.title, "objective_name": str(objective),
         "parameters": [name for name in table.law.names if name not in fixed], "held": fixed,
@@ -88,17 +122,14 @@ def show_plan(arguments: argparse.Namespace, fits: list[dict[str, Any]]) -> int:
     return 0
 
 
-def parse_values(text: str | None) -> dict[str, float]:
-    """`alpha=0.5,E=1.7` -> {name: value}."""
-    values = {}
-    for part in (text or "").split(","):
-        if part.strip():
-            name, _, value = part.partition("=")
-            try:
-                values[name.strip()] = float(value)
-            except ValueError as problem:
-                raise UserError(f"--fix '{part}': expected NAME=VALUE with a number") from problem
-    return values
+def choices_of(arguments: argparse.Namespace) -> Choices:
+    """What the arguments --fix, --bound, --start and --reference decide."""
+    return Choices(
+        bounds=ranges("--bound", arguments.bound, "NAME=LOW:HIGH, such as delta=-1:5"),
+        starts=ranges("--start", arguments.start, "NAME=LOW:HIGH or NAME=VALUE"),
+        fixed=numbers("--fix", arguments.fix),
+        reference=arguments.reference or "",
+    )
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:
@@ -111,12 +142,13 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
         "fitted": list(result.free), "starts": result.starts, "share_at_optimum": result.share,
         "gradient_cosine": result.gradient, "condition": result.condition, "r2": result.r2,
         "rms_log_residual": result.rms_log, "correlation": result.correlation.tolist(),
-        "warnings": list(dict.fromkeys(analysis.warnings)), "seconds": result.seconds,
+        "findings": [asdict(finding) for finding in analysis.findings], "identified": analysis.identified,
+        "intervals": {k: list(v) for k, v in analysis.intervals.items()}, "intervals_from": analysis.intervals_from,
+        "standard_errors": analysis.standard_errors, "warnings": list(dict.fromkeys(analysis.warnings)),
+        "seconds": result.seconds,
     }  # fmt: skip
     if analysis.bootstrap:
         boot = analysis.bootstrap
-        out["intervals"] = {k: list(v) for k, v in boot.intervals.items()}
-        out["standard_errors"] = boot.errors
         out["bootstrap"] = {"resamples": boot.resamples, "finished": len(boot.samples), "over": boot.over,
                             "groups": boot.groups, "seconds": boot.seconds}  # fmt: skip
     if analysis.stages:

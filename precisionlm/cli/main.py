@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         if rest and not args.overrides:
             raise UserError(f"{args.command}: unknown argument '{rest[0]}'; see precisionlm {args.command} --help")
         args.rest = rest
+        args.typed = shlex.join(["precisionlm", *(sys.argv[1:] if arguments is None else arguments)])
         return args.run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,265 +1,248 @@
-"""The verb plan: from a law and constants (published or fitted) to a decision."""
+"""The verb plan: from a law and constants (published or fitted) to a decision, as plain data."""
 
 import argparse
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from precisionlm.analysis import laws
-from precisionlm.analysis.decisions.cost import Cost, parse_cost
+from precisionlm.analysis.decisions.cautions import (
+    beyond_the_runs,
+    left_open,
+    of_the_fit,
+    optimum_intervals,
+    positive_interval,
+)
+from precisionlm.analysis.decisions.cost import INFER, TRAIN
 from precisionlm.analysis.decisions.design import next_runs
+from precisionlm.analysis.decisions.formats import combinations, formats_under
 from precisionlm.analysis.decisions.optimum import (
+    Optimum,
     compute_optimal,
     critical_data,
-    has_precision,
     iso_loss_size,
-    optimum_interval,
-    precision_columns,
 )
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.laws.base import INF, Law
+from precisionlm.analysis.laws.precision import (
+    categories,
+    columns_at,
+    in_words,
+    label_of,
+    reads_width,
+    said_by,
+    too_coarse,
+    unquantized,
+)
+from precisionlm.cli.plan_question import Question, question
 from precisionlm.errors import UserError
 
-HIGH = 1e3  # bits that stand for unquantized training operands where only post-training width matters
 WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 16.0)  # of equal-loss and equal-cost sets
-
-
-def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to decide, and what is already decided."""
-    parser.add_argument("--published", action="store_true", help="use the constants its paper prints")
-    parser.add_argument("--with-fit", action="store_true", help="use constants fitted to --runs, with intervals")
-    parser.add_argument("--no-offsets", action="store_true", help="Kumar's law without the offsets n_x of its appendix")
-    parser.add_argument("--compute", type=float, metavar="C", help="budget, 16-bit-equivalent FLOPs")
-    parser.add_argument("--size", "--N", dest="size", type=float, metavar="N", help="keep this many parameters")
-    parser.add_argument(
-        "--tokens", "--D", dest="tokens", type=float, metavar="D", help="keep this many training tokens"
-    )
-    parser.add_argument("--bits", "--P", dest="bits", type=float, metavar="P", help="keep this width")
-    parser.add_argument("--format", metavar="eXmY", help="keep this float format, such as e4m3 (bf16 is e8m7)")
-    parser.add_argument("--block", type=float, metavar="B", help="elements that share a scale, for laws that read it")
-    parser.add_argument("--at", metavar="S=VALUE,...", help="values of the law's other symbols, such as P_post=4")
-    parser.add_argument("--cost", default="linear", help="linear, linear:OFFSET, or a table with columns bits, seconds")
-    parser.add_argument("--inference-tokens", type=float, default=0.0, metavar="T", help="tokens to be served later")
-    parser.add_argument("--critical", action="store_true", help="tokens beyond which more training hurts, for --size")
-    parser.add_argument("--iso-loss", type=float, metavar="LOSS", help="sizes that reach this loss at 2 to 16 bits")
-    parser.add_argument("--next", type=int, metavar="K", help="the K runs to add to --runs that narrow --quantity most")
-    parser.add_argument("--quantity", default="P", help="a constant's name, or P: the optimal bits (default)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+UNITS = {"N": "non-embedding parameters", "D": "training tokens", "P": "bits per value", "loss": "nats/token",
+         "compute": "16-bit-equivalent FLOPs"}  # fmt: skip
 
 
 def plan(arguments: argparse.Namespace, fitted: Analysis | None) -> dict[str, Any]:
     """The decision as plain data. fitted: the user's own fit, None for published constants."""
-    law, params, source = _constants(arguments, fitted)
-    at = _values(arguments, law)
-    cost = parse_cost(arguments.cost, arguments.inference_tokens)
-    out: dict[str, Any] = {"law": law.name, "source": source, "params": dict(params), "notes": []}
-    samples = fitted.bootstrap.samples if fitted and fitted.bootstrap else None
+    asked, source = question(arguments, fitted)
+    out: dict[str, Any] = {"law": asked.law.name, "source": source, "params": dict(asked.params), "units": UNITS,
+                           "notes": list(asked.notes)}  # fmt: skip
     if fitted:
         out |= {"status": fitted.result.status.value, "warnings": list(dict.fromkeys(fitted.warnings))}
     if arguments.next is not None:
-        return out | _next(arguments, fitted, law, cost, at)
-    if arguments.critical:
-        return out | _critical(arguments, law, params, at, samples)
-    if arguments.iso_loss is not None:
-        return out | _iso_loss(arguments, law, params, at)
-    if arguments.compute is None:
-        return out | _point(arguments, law, params, at, samples)
-    kept = {"n": arguments.size, "d": arguments.tokens, "bits": arguments.bits}
-    best = compute_optimal(law, params, arguments.compute, cost, at=at, **kept)
-    out |= {"compute": arguments.compute, "cost": arguments.cost, "N": best.N, "D": best.D, "P": best.P,
-            "loss": best.loss, "tokens_per_parameter": best.D / best.N, "columns": best.columns}  # fmt: skip
-    out["notes"] += [*best.notes, *_why(law, arguments)]
-    if not has_precision(law) and arguments.bits is None:
+        found = _next(asked, arguments.next, arguments.quantity)
+    elif arguments.critical:
+        found = _critical(asked)
+    elif arguments.iso_loss is not None:
+        found = _iso_loss(asked, arguments.iso_loss)
+    elif asked.compute is None:
+        found = _point(asked)
+    else:
+        found = _budget(asked, arguments.cost) | {"compute": asked.compute}
+        found["notes"] += _without_offsets(asked.law, arguments)
+    return out | found | {"notes": [*out["notes"], *found.get("notes", [])]}
+
+
+def _budget(asked: Question, cost_name: str) -> dict[str, Any]:
+    """The best size, tokens and width or format under a budget, what else it buys, and what its numbers rest on."""
+    law, cost, at, bits, compute = asked.law, asked.cost, asked.at, asked.bits, asked.compute
+    assert compute is not None
+    kept = {"n": asked.n, "d": asked.d}
+    out: dict[str, Any] = {"notes": []}
+    if all(s.name in at for s in categories(law)):
+        best = compute_optimal(law, asked.params, compute, cost, bits=bits, at=at, **kept)
+    else:
+        choices = formats_under(law, asked.params, compute, cost, bits=bits, at=at, analysis=asked.fitted, **kept)
+        if choices[0].best is None:
+            raise UserError(f"no format of law {law.name} can be bought: {choices[0].name}: {choices[0].reason}")
+        best, bits, at = choices[0].best, choices[0].bits, choices[0].at
+        out["formats"] = [{"format": c.name, "P": c.bits} | _bought(c.best, c.reason) for c in choices]
+    fixed = reads_width(law) and bits is None and None in (asked.n, asked.d)
+    if fixed:
+        out["iso_cost"] = [{"P": width} | _at_cost(asked, width) for width in WIDTHS]
+        if any(row["N"] is None for row in out["iso_cost"]):
+            out["notes"].append(f"undefined: {law.undefined}")
+    if not reads_width(law) and bits is None:
         out["notes"].append("the law does not read the bits of training: costs are those of 16 bits; see --bits")
-    if has_precision(law) and arguments.bits is None and None in (arguments.size, arguments.tokens):
-        out["iso_cost"] = _iso_cost(law, params, arguments.compute, cost, arguments.size, arguments.tokens, at)
-    if samples is not None:
-        intervals = optimum_interval(law, samples, arguments.compute, cost, at=at, **kept)
-        here = dict(best.columns) | {"N": best.N, "D": best.D}
-        assert fitted and fitted.bootstrap
-        low, high = fitted.bootstrap.band(here)
-        out["intervals"] = {k: list(v) for k, v in intervals.items()} | {"loss": [float(low[0]), float(high[0])]}
-        out["notes"] += _extrapolation(fitted, best.N, best.D)
+    out |= {"cost": cost_name, "N": best.N, "D": best.D, "P": best.P, "loss": best.loss,
+            "format": label_of(law, best.columns), "tokens_per_parameter": best.D / best.N,
+            "training_flops": float(TRAIN * best.N * best.D * cost.relative(best.P)),
+            "serving_flops": float(INFER * best.N * cost.inference_tokens * cost.relative(best.P)),
+            "columns": in_words(law, best.columns)}  # fmt: skip
+    out["notes"] += [*best.notes, *_serving(asked, best, out["serving_flops"])]
+    if best.D < best.N and asked.fitted is None:
+        out["notes"].append(f"{best.D / best.N:.2g} tokens per parameter: laws are fitted on runs with more of them")
+    if asked.fitted:
+        between = optimum_intervals(asked.fitted, compute, cost, bits=bits, at=at, **kept)
+        between["loss"] = _of_loss(asked.fitted, best.columns | {"N": best.N, "D": best.D})
+        out["intervals"] = {k: list(v) for k, v in between.items()}
+        out["notes"] += [*beyond_the_runs(asked.fitted, best.N, best.D, best.P), *left_open(between)]
+        out["notes"] += of_the_fit(asked.fitted)
     return out
 
 
-def describe(result: Mapping[str, Any]) -> str:
-    """The decision in words."""
-    lines = [f"{result['law']}: constants from {result['source']}"]
-    between = result.get("intervals", {})
-    labels = {"compute": "budget (FLOPs)", "N": "parameters N", "D": "training tokens D", "P": "bits P",
-              "loss": "loss (nats/token)", "tokens_per_parameter": "tokens per parameter",
-              "D_critical": "critical tokens"}  # fmt: skip
-    for key, label in labels.items():
-        if result.get(key) is not None:
-            interval = "  [{:.4g}, {:.4g}]".format(*between[key]) if key in between else ""
-            lines.append(f"  {label:<22}{result[key]:.5g}{interval}")
-    for entry in result.get("iso_loss", []):
-        size = "no size reaches it" if entry["N"] is None else f"N = {entry['N']:.4g}"
-        lines.append(f"  P = {entry['P']:<5g} {size}")
-    for entry in result.get("iso_cost", []):
-        bought = "undefined" if entry["N"] is None else (
-            f"N = {entry['N']:.4g}, D = {entry['D']:.4g}, loss {entry['loss']:.5g}")  # fmt: skip
-        lines.append(f"  the same budget at P = {entry['P']:<4g} {bought}")
-    for i, run in enumerate(result.get("next", []), 1):
-        where = ", ".join(f"{k} = {v:.4g}" for k, v in run["columns"].items())
-        lines.append(f"  {i}. {where}: {run['flops']:.2g} FLOPs, standard error then {run['error']:.3g}")
-    lines += [f"note: {note}" for note in result.get("notes", [])]
-    lines += [f"warning: {warning}" for warning in result.get("warnings", [])]
-    return "\n".join(lines)
+def _bought(best: Optimum | None, reason: str) -> dict[str, Any]:
+    return {"N": None, "D": None, "loss": None, "why": reason} if best is None else (
+        {"N": best.N, "D": best.D, "loss": best.loss})  # fmt: skip
 
 
-def _constants(arguments: argparse.Namespace, fitted: Analysis | None) -> tuple[Law, dict[str, float], str]:
-    if fitted:
-        return fitted.law, fitted.result.params, f"a fit of {fitted.result.rows_used} rows of {arguments.runs}"
-    name = arguments.law
-    if arguments.no_offsets:
-        if name not in ("kumar", "kumar_no_offsets"):
-            raise UserError(f"--no-offsets belongs to law kumar, not to {name}")
-        name = "kumar_no_offsets"
-    law = laws.get(name)
-    if not law.published:
-        raise UserError(f"law {law.name} has no published constants; give --runs FILE to fit it")
-    printed = law.published[0]
-    return law, printed.as_dict(), printed.source + (f" ({printed.note})" if printed.note else "")
+def _at_cost(asked: Question, bits: float) -> dict[str, Any]:
+    """What the same budget buys at another width; None and the reason where the law is undefined there."""
+    assert asked.compute is not None
+    try:
+        best = compute_optimal(asked.law, asked.params, asked.compute, asked.cost, asked.n, asked.d, bits, asked.at)
+    except UserError as problem:
+        return _bought(None, str(problem))
+    return _bought(best, "")
 
 
-def _values(arguments: argparse.Namespace, law: Law) -> dict[str, float]:
-    """Values of the law's symbols from --at, --block and --format."""
-    at: dict[str, float] = {}
-    names = {s.name for s in law.symbols}
-    for part in (arguments.at or "").split(","):
-        if part.strip():
-            name, _, text = part.partition("=")
-            if name.strip() not in names:
-                raise UserError(f"--at {part}: law {law.name} has the symbols {', '.join(sorted(names))}")
-            try:
-                at[name.strip()] = float(text)
-            except ValueError as problem:
-                raise UserError(f"--at '{part}': expected SYMBOL=NUMBER") from problem
-    if "log2B" in names and "log2B" not in at:
-        at["log2B"] = float(np.log2(arguments.block or 128.0))
-    if "G" in names and arguments.block:
-        at["G"] = arguments.block
-    if arguments.format:
-        found = re.fullmatch(r"e(\d+)m(\d+)", arguments.format.lower().replace("bf16", "e8m7"))
-        if not found or "E" not in names:
-            raise UserError(f"--format {arguments.format}: expected eXmY such as e4m3, with a float law such as sun")
-        at |= {"E": float(found[1]), "M": float(found[2])}
-        arguments.bits = at["E"] + at["M"] + 1.0
-    return at
-
-
-def _why(law: Law, arguments: argparse.Namespace) -> list[str]:
-    """Why Kumar's optimum is where it is: the offsets decide."""
-    if law.name not in ("kumar", "kumar_no_offsets") or not arguments.published or arguments.bits is not None:
+def _serving(asked: Question, best: Optimum, flops: float) -> list[str]:
+    """What serving takes from the budget, and which size would be best without it."""
+    if not flops:
         return []
-    both = []
-    for name in ("kumar", "kumar_no_offsets"):
-        other = laws.get(name)
-        best = compute_optimal(other, other.published[0].as_dict(), 1e21)
-        both.append(best.P)
+    assert asked.compute is not None
+    text = (
+        f"serving {asked.cost.inference_tokens:.3g} tokens is paid from the budget: {flops / asked.compute:.0%} of it"
+    )
+    if asked.n is None and asked.d is None:
+        free = replace(asked.cost, inference_tokens=0.0)
+        alone = compute_optimal(asked.law, asked.params, asked.compute, free, bits=best.P, at=best.columns)
+        text += f"; without it the best size at this precision would be {alone.N:.3g}"
+    return [text]
+
+
+def _of_loss(fitted: Analysis, columns: Mapping[str, Any]) -> tuple[float, float]:
+    """95 % interval of the law's loss at a point."""
+    return fitted.interval_of(lambda params: float(fitted.law.predict(params, columns)[0]))
+
+
+def _without_offsets(law: Law, arguments: argparse.Namespace) -> list[str]:
+    """How much of the best width rests on offsets, for a law that has a form with and one without them."""
+    if not law.without_offsets or not arguments.published or arguments.bits is not None or arguments.format:
+        return []
+    pair = [other for other in laws.LAWS.values() if other.without_offsets == law.without_offsets]
+    best = {other.name: compute_optimal(other, other.published[0].as_dict(), 1e21).P for other in pair}
+    without = best.pop(law.without_offsets)
+    with_them = next(iter(best.values()))
     return [
         "size, tokens and width free, the best width is where N_eff(P)/(N P) peaks, at every budget: "
-        f"P = {both[0]:.2f} with the offsets n_x of the paper's appendix, {both[1]:.2f} without them; the offset of "
-        "per-tensor activations (n_a = 1.41) accounts for most of the difference"
+        f"P = {with_them:.2f} with the offsets of the paper's appendix, {without:.2f} without them"
     ]
 
 
-def _critical(arguments: argparse.Namespace, law: Law, params: Mapping[str, float], at: dict[str, float],
-              samples: Any) -> dict[str, Any]:  # fmt: skip
-    if arguments.size is None:
+def _critical(asked: Question) -> dict[str, Any]:
+    law, n = asked.law, asked.n
+    if n is None:
         raise UserError("--critical needs --size N")
-    columns: dict[str, float] = {"N": arguments.size}
-    names = {s.name for s in law.symbols}
-    if "P_post" in names:
-        if arguments.bits is None and "P_post" not in at:
+    post = next((s.name for s in law.symbols if s.kind == "ptq_bits"), None)
+    columns: dict[str, float] = {"N": n} | unquantized(law)
+    if post is not None:
+        if asked.bits is None and post not in asked.at:
             raise UserError("--critical needs the width after post-training quantization: --bits P")
-        columns |= {"P_post": arguments.bits if arguments.bits is not None else at["P_post"]}
-        columns |= {k: at.get(k, HIGH) for k in ("P_w", "P_a", "P_kv") if k in names}
+        columns |= ({} if asked.bits is None else {post: asked.bits}) | asked.at
     else:
-        missing = [s.name for s in law.symbols if s.name not in ("N", "D") and s.name not in at]
-        if missing:
-            raise UserError(f"--critical: law {law.name} needs {', '.join(missing)}: --at or --format")
-        columns |= {k: v for k, v in at.items() if k in names}
-    found = critical_data(law, params, columns)
-    out: dict[str, Any] = {"N": arguments.size, "D_critical": None if found == INF else found, "columns": columns}
+        said = said_by(law, asked.params, asked.bits, at=asked.at)
+        columns |= {k: float(v) for k, v in columns_at(law, asked.params, at=said | asked.at).items()}
+    found = critical_data(law, asked.params, columns)
+    out: dict[str, Any] = {"N": n, "D_critical": None if found == INF else found, "notes": [],
+                           "format": label_of(law, columns), "columns": in_words(law, columns)}  # fmt: skip
     if found == INF:
         out["notes"] = ["more tokens never hurt under this law here"]
-    elif samples is not None:
-        each = [critical_data(law, dict(zip(law.names, s, strict=True)), columns) for s in samples[:200]]
-        out["intervals"] = {"D_critical": [float(np.percentile(each, q, method="nearest")) for q in (2.5, 97.5)]}
+    elif asked.fitted:
+        between = positive_interval(asked.fitted, lambda params: critical_data(law, params, columns))
+        out["intervals"] = {"D_critical": list(between)}
+        out["notes"] += [*beyond_the_runs(asked.fitted, n, found), *left_open({"the critical tokens": between})]
+    out["notes"] += of_the_fit(asked.fitted) if asked.fitted else []
     return out
 
 
-def _point(arguments: argparse.Namespace, law: Law, params: Mapping[str, float], at: dict[str, float],
-           samples: Any) -> dict[str, Any]:  # fmt: skip
-    if arguments.size is None or arguments.tokens is None:
+def _point(asked: Question) -> dict[str, Any]:
+    law, n, d = asked.law, asked.n, asked.d
+    if n is None or d is None:
         raise UserError(
             "plan needs --compute C; or --size and --tokens (loss there); or --critical, --iso-loss, --next"
         )
-    bits = 16.0 if arguments.bits is None else arguments.bits
-    columns = {k: float(v) for k, v in precision_columns(law, params, bits, at).items()}
-    columns |= {"N": arguments.size, "D": arguments.tokens}
-    loss = float(law.predict(params, columns)[0])
-    out: dict[str, Any] = {"N": arguments.size, "D": arguments.tokens, "P": bits, "loss": loss, "columns": columns}
+    bits = 16.0 if asked.bits is None else asked.bits
+    at = columns_at(law, asked.params, bits if reads_width(law) else None, at=asked.at)
+    columns = {k: float(v) for k, v in at.items()} | {"N": n, "D": d}
+    loss = float(law.predict(asked.params, columns)[0])
+    out: dict[str, Any] = {"N": n, "D": d, "P": bits, "loss": loss, "format": label_of(law, columns), "notes": [],
+                           "columns": in_words(law, columns)}  # fmt: skip
     if loss == INF:
-        out["notes"] = [f"the law is undefined there: {law.undefined}"]
-    elif samples is not None:
-        draws = law.evaluate(list(samples.T[:, :, None]), law.complete(columns))
-        out["intervals"] = {"loss": [float(v) for v in np.percentile(draws, (2.5, 97.5))]}
+        out["notes"] = [too_coarse(law, asked.params, columns)]
+    elif asked.fitted:
+        between = {"loss": _of_loss(asked.fitted, columns)}
+        out["intervals"] = {k: list(v) for k, v in between.items()}
+        out["notes"] += [*beyond_the_runs(asked.fitted, n, d, bits), *left_open(between), *of_the_fit(asked.fitted)]
     return out
 
 
-def _iso_loss(
-    arguments: argparse.Namespace, law: Law, params: Mapping[str, float], at: dict[str, float]
-) -> dict[str, Any]:
-    if arguments.tokens is None:
+def _iso_loss(asked: Question, loss: float) -> dict[str, Any]:
+    """Sizes of equal loss, a row a width, or a format of a law that has constants of each."""
+    law, d = asked.law, asked.d
+    if d is None:
         raise UserError("--iso-loss needs --tokens D")
-    widths = np.array(WIDTHS) if has_precision(law) else np.array([16.0])
-    columns = dict(precision_columns(law, params, widths, at)) | {"D": np.full(len(widths), arguments.tokens)}
-    sizes = iso_loss_size(law, params, arguments.iso_loss, columns)
-    rows = [{"P": float(p), "N": float(n) if np.isfinite(n) else None} for p, n in zip(widths, sizes, strict=True)]
-    return {"D": arguments.tokens, "iso_loss": rows}
+    names = [s.name for s in categories(law)]
+    rows = []
+    if names:
+        for codes, width in combinations(law, asked.at, asked.fitted).items():
+            at = asked.at | dict(zip(names, codes, strict=True))
+            rows.append(({"format": label_of(law, at), "P": width}, columns_at(law, asked.params, at=at)))
+    else:
+        widths = WIDTHS if reads_width(law) and asked.bits is None else (16.0 if asked.bits is None else asked.bits,)
+        for bits in widths:
+            columns = columns_at(law, asked.params, bits if reads_width(law) else None, at=asked.at)
+            rows.append(({"P": bits}, columns))
+    found = []
+    for row, columns in rows:
+        size = float(iso_loss_size(law, asked.params, loss, {**columns, "D": np.array([d])})[0])
+        defined = np.isfinite(law.predict(asked.params, {**columns, "N": 1e12, "D": d})).all()
+        why = "" if np.isfinite(size) else "no size reaches it" if defined else (
+            too_coarse(law, asked.params, {**columns, "N": 1e12, "D": d}))  # fmt: skip
+        found.append(row | ({"N": size} if np.isfinite(size) else {"N": None, "why": why}))
+    return {"D": d, "iso_loss": found, "notes": of_the_fit(asked.fitted) if asked.fitted else []}
 
 
-def _iso_cost(
-    law: Law, params: Mapping[str, float], compute: float, cost: Cost, n: float | None, d: float | None,
-    at: Mapping[str, float],
-) -> list[dict[str, float | None]]:  # fmt: skip
-    """What the same budget buys at other widths: the best N, D and the loss; None where the law is undefined."""
-    rows: list[dict[str, float | None]] = []
-    for bits in WIDTHS:
-        try:
-            best = compute_optimal(law, params, compute, cost, n=n, d=d, bits=bits, at=at)
-            rows.append({"P": bits, "N": best.N, "D": best.D, "loss": best.loss})
-        except UserError:
-            rows.append({"P": bits, "N": None, "D": None, "loss": None})
-    return rows
-
-
-def _next(
-    arguments: argparse.Namespace, fitted: Analysis | None, law: Law, cost: Cost, at: dict[str, float]
-) -> dict[str, Any]:
+def _next(asked: Question, count: int, quantity: str) -> dict[str, Any]:
+    law, fitted = asked.law, asked.fitted
     if fitted is None:
         raise UserError("--next needs a fit: give --runs FILE")
-    value = None
-    if arguments.quantity == "P":
-        if not has_precision(law):
-            raise UserError(f"law {law.name} has no optimal bits; name a constant with --quantity")
-        value = lambda params: compute_optimal(law, params, arguments.compute or 1e21, cost, at=at).P  # noqa: E731
-    found = next_runs(fitted.result, arguments.next, arguments.quantity, cost=cost, value=value)
-    runs = [{"columns": r.columns, "flops": r.flops, "error": r.error} for r in found.runs]
-    return {"quantity": found.quantity, "value": found.value, "error": found.error, "next": runs,
-            "notes": [f"{found.quantity} = {found.value:.4g} ± {found.error:.3g} now", *found.notes]}  # fmt: skip
-
-
-def _extrapolation(fitted: Analysis, n: float, d: float) -> list[str]:
+    value: Callable[[Mapping[str, float]], float] | None = None
     notes = []
-    for name, value in (("N", n), ("D", d)):
-        largest = float(fitted.result.table.columns[name].max())
-        if value > 3 * largest:
-            notes.append(f"{name} is {value / largest:.3g} times the largest in the table: an extrapolation")
-    return notes
+    if quantity == "P":
+        if not reads_width(law):
+            raise UserError(f"law {law.name} has no optimal bits; name a constant with --quantity")
+        budget = asked.compute or 1e21
+        notes = [f"P is the best width for {budget:.3g} FLOPs; --compute says for which budget"]
+
+        def value(params: Mapping[str, float]) -> float:
+            return compute_optimal(law, params, budget, asked.cost, at=asked.at).P
+
+    found = next_runs(fitted.result, count, quantity, cost=asked.cost, value=value)
+    runs = [{"columns": in_words(law, r.columns), "format": label_of(law, r.columns), "flops": r.flops,
+             "error": r.error} for r in found.runs]  # fmt: skip
+    return {"quantity": found.quantity, "value": found.value, "error": found.error, "next": runs,
+            "notes": [f"{found.quantity} = {found.value:.4g} ± {found.error:.3g} now", *notes, *found.notes,
+                      *of_the_fit(fitted)]}  # fmt: skip

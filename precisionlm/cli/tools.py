@@ -94,6 +94,20 @@ def add_tools(verbs: Any) -> None:
     fit.add_argument("--runs", type=Path, help="runs table for the Chinchilla fit; a simulated one if absent")
     fit.add_argument("--where", help="use only its rows where this column or expression is true")
 
+    coverage = add_verb(
+        bench_verbs,
+        "coverage",
+        _bench_coverage,
+        "Measure how often 95 % intervals hold the truth, on simulated tables whose runs share the noise of their "
+        "(N, D) or do not.",
+        "precisionlm bench coverage --laws chinchilla,sun --tables 100",
+    )
+    coverage.add_argument("--laws", default="chinchilla,kumar_neff,frantar,sun,chen", help="separated by commas")
+    coverage.add_argument("--tables", type=int, default=100, help="simulated tables of every kind")
+    coverage.add_argument("--bootstrap", type=int, default=200, metavar="N", help="refits for every table")
+    coverage.add_argument("--objective", default="huber:1e-3", help="as for fit")
+    coverage.add_argument("--json", action="store_true", help="print the rows as JSON")
+
 
 def _compile(args: argparse.Namespace) -> int:
     from precisionlm.compiling.ahead_of_time import compile_for, compile_sweep
@@ -162,4 +176,21 @@ def _bench_fit(args: argparse.Namespace) -> int:
     from precisionlm.bench.fit import bench_fit
 
     print(dumps(bench_fit(table.read(args.runs) if args.runs else None, args.where), indent=1))
+    return DONE
+
+
+def _bench_coverage(args: argparse.Namespace) -> int:
+    from precisionlm.analysis.fitting.objective import parse_objective
+    from precisionlm.bench.coverage import ARMS, bench_coverage
+
+    names = [name.strip() for name in args.laws.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ARMS]
+    if unknown or not names:
+        raise UserError(f"--laws {args.laws}: tables are simulated for {', '.join(ARMS)}")
+    if args.tables < 1 or args.bootstrap < 2:
+        raise UserError("--tables must be at least 1 and --bootstrap at least 2")
+    say = partial(print, file=sys.stderr if args.json else sys.stdout, flush=True)
+    rows = bench_coverage(names, args.tables, args.bootstrap, objective=parse_objective(args.objective), say=say)
+    if args.json:
+        print(dumps(rows))
     return DONE

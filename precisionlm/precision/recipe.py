@@ -218,14 +218,14 @@ def _parse_entry(entry: str) -> list[_Entry]:
     symbols, equals, value = entry.partition("=")
     if equals:
         word, *words = value.split("/")
-        return [_Entry(_parse_operands(symbols), _parse_value(word), tuple(words), symbols.startswith("P"))]
+        return [_Entry(_parse_operands(symbols), parse_value(word), tuple(words), symbols.startswith("P"))]
     matches = list(_COMPACT.finditer(entry))
     if entry and "".join(m[0] for m in matches) == entry:
         return [_Entry(_SYMBOLS[m[1]], _plain(_compact_format(float(m[2])))) for m in matches]
     if re.match(r"[A-Z]", entry) or not entry:
         raise UserError(f"cannot read '{entry}'; operands are {', '.join(_SYMBOLS)}, as in W4A8KV8 or W=e4m3")
     word, *words = entry.split("/")
-    return [_Entry(("a", "w"), _parse_value(word), tuple(words))]
+    return [_Entry(("a", "w"), parse_value(word), tuple(words))]
 
 
 def _compact_format(bits: float) -> Format:
@@ -249,7 +249,8 @@ def _parse_operands(symbols: str) -> tuple[str, ...]:
     return _SYMBOLS[symbols]
 
 
-def _parse_value(word: str) -> Quantization | None:
+def parse_value(word: str) -> Quantization | None:
+    """A format's name with the scales it stands for, such as e4m3, int4, mxfp4; None for bf16. Raises UserError."""
     if word in _PRESETS:
         element, scaling = _PRESETS[word]
         return Quantization(replace(parse_format(element), name=word), scaling)

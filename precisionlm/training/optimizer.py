@@ -66,11 +66,21 @@ def learning_rate(step: Any, h: Hyper, xp: Any = jnp) -> Any:
     """
     t = xp.asarray(step, xp.float32)
     warmup, steps = xp.asarray(h["warmup"]), xp.asarray(h["steps"])
-    start = xp.maximum(warmup, steps * (1 - h["decay_fraction"]))
+    start = _decay_start(h, xp)
     progress = xp.clip((t - start) / xp.maximum(steps - start, 1.0), 0.0, 1.0)
     fall = xp.where(h["cosine"] > 0, (1 + xp.cos(xp.pi * progress)) / 2, 1 - progress)
     decayed = h["final_fraction"] + (1 - h["final_fraction"]) * fall
     return h["learning_rate"] * xp.where(t < warmup, (t + 1) / xp.maximum(warmup, 1.0), decayed)
+
+
+def decay_share(h: Hyper) -> float:
+    """Share of the steps, 0 to 1, in which the learning rate falls."""
+    return float(1.0 - min(_decay_start(h, np) / h["steps"], 1.0))
+
+
+def _decay_start(h: Hyper, xp: Any) -> Any:
+    """Steps before the learning rate falls."""
+    return xp.maximum(h["warmup"], h["steps"] * (1 - h["decay_fraction"]))
 
 
 def final_rate_fraction(updates: int, h: Hyper) -> float:

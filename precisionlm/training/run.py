@@ -22,7 +22,7 @@ from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.flops import training_flops_per_token
-from precisionlm.training.optimizer import final_rate_fraction, hyperparameters
+from precisionlm.training.optimizer import decay_share, final_rate_fraction, hyperparameters
 from precisionlm.training.provenance import Segment, distinct
 from precisionlm.training.sharding import make_mesh
 from precisionlm.training.step import Program, abstract_state, bound, program_of
@@ -195,6 +195,7 @@ def result_row(
         "schedule": e.optimizer.schedule,
         "learning_rate": hyper["learning_rate"],
         "final_lr_fraction": final_rate_fraction(steps, hyper),
+        "decay_share": decay_share(hyper),
         "warmup_steps": int(hyper["warmup"]),
         "weight_decay": e.optimizer.weight_decay,
         "batch_tokens": e.batch_tokens,

@@ -6,7 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from precisionlm.training.optimizer import adamw, final_rate_fraction, hyperparameters, learning_rate, shape_of, warmup_warning
+from precisionlm.training.optimizer import (
+    adamw,
+    final_rate_fraction,
+    hyperparameters,
+    learning_rate,
+    shape_of,
+    warmup_warning,
+)
 
 H = {"learning_rate": 3e-3, "steps": 200.0, "warmup": 20.0, "final_fraction": 0.1}
 STEPS = np.arange(0, 201)

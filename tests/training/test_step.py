@@ -9,8 +9,8 @@ from precisionlm.errors import UserError
 from precisionlm.precision import audit, marks
 from precisionlm.training import evaluate as evaluate_module
 from precisionlm.training import step
-from precisionlm.training.evaluate import evaluate, place
 from precisionlm.training.auditing import audit_run
+from precisionlm.training.evaluate import evaluate, place
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import prepare_run
 from precisionlm.training.sharding import RULES, make_mesh, partition_spec

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from precisionlm.analysis.table import read as tables
+from precisionlm.analysis.table import files as tables
+from precisionlm.analysis.table.cells import numbers
 from precisionlm.errors import UserError
 
 TRAIN, INFER = 6.0, 2.0  # FLOPs per parameter and token, Kaplan et al. 2020
@@ -52,15 +53,16 @@ def parse_cost(text: str, inference_tokens: float = 0.0) -> Cost:
         except ValueError as problem:
             raise UserError(f"--cost '{text}': expected linear:NUMBER") from problem
         return Cost(offset=offset, inference_tokens=inference_tokens)
-    if not text.endswith((".csv", ".parquet")):
+    if not tables.is_table(text):
         raise UserError(f"--cost '{text}': expected linear, linear:OFFSET or a .csv or .parquet file")
     frame = tables.read(text)
     missing = [c for c in ("bits", "seconds") if c not in frame.columns]
     if missing:
         raise UserError(f"{text}: a measured cost needs columns bits and seconds; missing {', '.join(missing)}")
-    frame = frame.groupby("bits")["seconds"].mean().reset_index().sort_values("bits")
-    at16 = frame.loc[frame["bits"] == 16, "seconds"]
-    if not len(at16) or not (frame["seconds"] > 0).all():
-        raise UserError(f"{text}: a measured cost needs positive seconds and a row at 16 bits")
-    ratio = frame["seconds"] / at16.iloc[0]
-    return Cost(0.0, tuple(frame["bits"].astype(float)), tuple(ratio.astype(float)), inference_tokens)
+    bits, seconds = numbers(frame, "bits"), numbers(frame, "seconds")
+    if not (16 in bits and (bits > 0).all() and (seconds > 0).all()):  # a missing one is not positive either
+        raise UserError(f"{text}: a measured cost needs positive bits and seconds and a row at 16 bits")
+    widths = np.unique(bits)
+    mean = np.array([seconds[bits == width].mean() for width in widths])
+    ratio = mean / mean[widths == 16]
+    return Cost(0.0, tuple(widths.tolist()), tuple(ratio.tolist()), inference_tokens)

@@ -14,6 +14,7 @@ import numpy as np
 
 from precisionlm.analysis.decisions.cost import Cost
 from precisionlm.analysis.fitting.fit import FitResult, jacobian
+from precisionlm.analysis.laws.precision import width_of
 from precisionlm.errors import UserError
 
 
@@ -60,7 +61,9 @@ def next_runs(
         value = itemgetter(quantity)
     columns = default_candidates(result) if candidates is None else candidates
     m = len(next(iter(columns.values())))
-    price = cost.total(columns["N"], columns["D"], _bits(columns))
+    bits = np.asarray(width_of(law, columns), float)
+    unknown = bool(np.isnan(bits).any())
+    price = cost.total(columns["N"], columns["D"], np.where(np.isnan(bits), 16.0, bits))
     free = result.problem.high > result.problem.low
     noise = max(result.rms_log, 1e-6)
     rows = jacobian(result.problem, result.point)[:, free] * np.sqrt(result.weights)[:, None] / noise
@@ -82,8 +85,10 @@ def next_runs(
         covariance = covariance - np.outer(spread[best], spread[best]) / (1.0 + spread[best] @ offers[best])
         error = float(np.sqrt(max(gradient @ covariance @ gradient, 0.0)))
         chosen.append(NextRun({k: float(v[best]) for k, v in columns.items()}, float(price[best]), error))
-    notes = ("errors are linearised at the present constants and at the present scatter of the losses",)
-    return Plan(quantity, float(value(result.params)), before, tuple(chosen), notes)
+    notes = ["errors are linearised at the present constants and at the present scatter of the losses"]
+    if unknown:
+        notes.append("formats whose width their name does not say are reckoned at the cost of 16 bits")
+    return Plan(quantity, float(value(result.params)), before, tuple(chosen), tuple(notes))
 
 
 def default_candidates(result: FitResult) -> dict[str, np.ndarray]:
@@ -115,11 +120,3 @@ def _gradient(result: FitResult, value: Callable[[dict[str, float]], float], fre
     if not np.isfinite(gradient).all() or not gradient.any():
         raise UserError("this quantity does not depend on the fitted constants, or is not finite there")
     return gradient
-
-
-def _bits(columns: dict[str, np.ndarray]) -> np.ndarray:
-    """Mean width of the operands in training, 16 where the law reads none."""
-    widths = [columns[k] for k in ("P_w", "P_a", "P_kv") if k in columns]
-    if "E" in columns and "M" in columns:
-        widths = [columns["E"] + columns["M"] + 1.0]
-    return np.mean(widths, axis=0) if widths else np.full(len(columns["N"]), 16.0)

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from precisionlm.analysis.decisions.cost import Cost
+from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.laws.base import INF, Law
+from precisionlm.analysis.laws.precision import columns_at, reads_width, too_coarse
 from precisionlm.errors import UserError
 
 BITS = (1.0, 32.0)
@@ -37,54 +39,6 @@ class Optimum:
     notes: tuple[str, ...] = ()
 
 
-def precision_columns(law: Law, params: Mapping[str, Any], bits: Any, at: Mapping[str, float]) -> dict[str, Any]:
-    """Columns of the law at `bits` everywhere: P_w = P_a = P_kv = bits, or the best split into exponent and mantissa.
-
-    at: values of other symbols, which win over `bits`. Raises UserError if a symbol has no value.
-    """
-    columns: dict[str, Any] = {}
-    symbols = {s.name: s for s in law.symbols}
-    for name in ("P_w", "P_a", "P_kv"):
-        if name in symbols:
-            columns[name] = bits
-    if "E" in symbols and "M" in symbols and "E" not in at:
-        share = best_exponent_share(law, params)
-        # never less than the half bit that survives without any exponent or mantissa bit
-        width = np.maximum(np.asarray(bits, float), 1.0)
-        columns["E"] = np.clip(share * width, 0.5, width - 0.5) - 0.5
-        columns["M"] = width - 1.0 - columns["E"]
-    for symbol in law.symbols:
-        if symbol.name in at:
-            columns[symbol.name] = at[symbol.name]
-        elif symbol.name not in ("N", "D", *columns):
-            if symbol.default is None:
-                raise UserError(
-                    f"law {law.name}: give a value of {symbol.name} ({symbol.meaning}), as in --at {symbol.name}=128"
-                )
-            columns[symbol.name] = symbol.default
-    return columns
-
-
-def best_exponent_share(law: Law, params: Mapping[str, Any]) -> Any:
-    """Share s of P bits with E + ½ = s P at the lowest loss of a float law, found on the law itself.
-
-    A scalar, or (S, 1) for S sets of parameters given as (S, 1) arrays.
-    """
-    reference = {"N": 1e9, "D": 1e11, "log2B": 7.0}
-
-    def loss(share: np.ndarray) -> np.ndarray:
-        columns = {"E": share[..., 0] * 8 - 0.5, "M": (1 - share[..., 0]) * 8 - 0.5, **reference}
-        return _evaluate(law, params, columns)
-
-    found = minimise(loss, np.array([[0.07, 0.93]]), _count(params))[0]
-    return found if _count(params) > 1 else float(found[0, 0])
-
-
-def has_precision(law: Law) -> bool:
-    """True if the law reads the bits of training."""
-    return bool({"P_w", "P_a", "P_kv", "E"} & {s.name for s in law.symbols})
-
-
 def compute_optimal(
     law: Law,
     params: Mapping[str, Any],
@@ -97,7 +51,8 @@ def compute_optimal(
 ) -> Optimum:
     """Lowest loss for `compute` 16-bit-equivalent FLOPs; n, d and bits are kept where given.
 
-    Raises UserError if the budget buys nothing, or if n, d and bits are all given.
+    at: values of symbols that are neither N, D nor a width, such as a format's fields or its level. Raises UserError
+    if the budget buys nothing, if the law is undefined at the width, or if n, d and bits are all given.
     """
     sets = {k: np.atleast_1d(np.asarray(v, float))[:1, None] for k, v in params.items()}
     sizes, tokens, widths = _search(law, sets, compute, cost, n, d, bits, at or {})
@@ -108,11 +63,12 @@ def optimum_interval(
     law: Law, samples: np.ndarray, compute: float, cost: Cost = Cost(), n: float | None = None, d: float | None = None,
     bits: float | None = None, at: Mapping[str, float] | None = None,
 ) -> dict[str, tuple[float, float]]:  # fmt: skip
-    """Percentile 95 % intervals of N, D and P over refits: samples (R, p) in the law's order."""
+    """Percentile 95 % intervals of N, D and P over refits: samples (R, p) in the law's order. A refit under which
+    nothing is bought counts as infinite."""
     sets = {name: samples[:, i, None] for i, name in enumerate(law.names)}
     found = _search(law, sets, compute, cost, n, d, bits, at or {})
-    return {name: (float(np.percentile(v, 2.5)), float(np.percentile(v, 97.5)))
-            for name, v in zip(("N", "D", "P"), found, strict=True)}  # fmt: skip
+    ends = {name: percentile_interval(v) for name, v in zip(("N", "D", "P"), found, strict=True)}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
 
 
 def critical_data(law: Law, params: Mapping[str, float], columns: Mapping[str, float]) -> float:
@@ -173,17 +129,23 @@ def _search(
     law: Law, sets: dict[str, np.ndarray], compute: float, cost: Cost, n: float | None, d: float | None,
     bits: float | None, at: Mapping[str, float],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """(S,) sizes, tokens and widths of least loss for S sets of parameters."""
-    if not compute > 0 or not np.isfinite(compute):
-        raise UserError(f"--compute {compute:g}: must be a positive number of FLOPs")
+    """(S,) sizes, tokens and widths of least loss for S sets of parameters; NaN for a set that buys nothing, if others
+    do."""
+    if law.is_gap:
+        raise UserError(f"law {law.name} describes the gap alone; a budget needs the whole loss")
+    for name, given in (("--compute", compute), ("--size", n), ("--tokens", d), ("--bits", bits)):
+        if given is not None and not 0 < given < INF:
+            raise UserError(f"{name} {given:g}: must be a positive number")
     if n is not None and d is not None and bits is not None:
         raise UserError("size, tokens and bits are all fixed: nothing is left to choose")
-    if not has_precision(law) and bits is None:
+    if not reads_width(law) and bits is None:
         bits = 16.0
     if n is not None and d is not None:
         if cost.bits:
             raise UserError("with size and tokens fixed the width is what the cost says; fix one of them only")
-        bits = float(compute / (6 * n * d + 2 * n * cost.inference_tokens) * 16 - cost.offset)
+        bits = float(compute / cost.total(n, d, 16.0 - cost.offset) * 16 - cost.offset)
+        if not bits > 0:
+            raise UserError(f"--compute {compute:g} does not pay for --size {n:g} and --tokens {d:g} at any width")
     free_width, free_size = bits is None, n is None and d is None
     box = ([np.log(SIZES)] if free_size else []) + ([BITS] if free_width else [])
 
@@ -199,7 +161,7 @@ def _search(
     def loss(x: np.ndarray) -> np.ndarray:
         size, tokens, width = split(x)
         affordable = tokens >= 1.0
-        columns = precision_columns(law, sets, width, at) | {"N": size, "D": np.where(affordable, tokens, 1.0)}
+        columns = _columns(law, sets, width, at) | {"N": size, "D": np.where(affordable, tokens, 1.0)}
         return np.where(affordable, _evaluate(law, sets, columns), np.inf)
 
     count = _count(sets)
@@ -208,16 +170,39 @@ def _search(
     else:
         point = np.zeros((count, 1))
         value = loss(point[:, None, :])[:, 0]
-    if not np.isfinite(value).all():
-        raise UserError(f"--compute {compute:g} buys no run for which law {law.name} is defined")
-    sizes, tokens, widths = split(point)
-    return np.asarray(sizes), np.asarray(tokens), np.asarray(widths)
+    bought = np.isfinite(value)
+    if not bought.any():
+        raise UserError(_why_nothing(law, sets, compute, cost, n, bits, at))
+    sizes, tokens, widths = (np.where(bought, v, np.nan) for v in split(point))
+    return sizes, tokens, widths
+
+
+def _columns(law: Law, params: Mapping[str, Any], bits: Any, at: Mapping[str, float]) -> dict[str, Any]:
+    """The law's columns at a width, which only says what training costs where the law reads none."""
+    return columns_at(law, params, bits if reads_width(law) else None, at=at)
+
+
+def _why_nothing(
+    law: Law, sets: dict[str, np.ndarray], compute: float, cost: Cost, n: float | None, bits: float | None,
+    at: Mapping[str, float],
+) -> str:  # fmt: skip
+    """Which input is at fault where no run is found: the width, serving, or the budget."""
+    if bits is not None:
+        first = {k: float(v[0, 0]) for k, v in sets.items()}
+        there = {k: float(np.asarray(v)) for k, v in _columns(law, first, bits, at).items()} | {"N": 1e12, "D": 1e14}
+        if not np.isfinite(law.predict(first, there)).all():
+            return too_coarse(law, first, there)
+    width = BITS[0] if bits is None else bits
+    if n is not None and cost.inference_tokens and cost.total(n, 0.0, width) >= compute:
+        return (f"--inference-tokens {cost.inference_tokens:g}: serving them at {n:g} parameters takes "
+                f"{cost.total(n, 0.0, width):.3g} FLOPs, the budget is {compute:.3g}")  # fmt: skip
+    return f"--compute {compute:g} buys no run for which law {law.name} is defined"
 
 
 def _optimum(
     law: Law, params: Mapping[str, Any], n: float, d: float, p: float, cost: Cost, at: Mapping[str, float]
 ) -> Optimum:
-    columns = {k: float(np.asarray(v).reshape(-1)[0]) for k, v in precision_columns(law, params, p, at).items()}
+    columns = {k: float(np.asarray(v).reshape(-1)[0]) for k, v in _columns(law, params, p, at).items()}
     loss = float(law.predict(params, columns | {"N": n, "D": d})[0])
     notes = [f"{name} is at the edge of the search ({value:.4g})"
              for name, value, edges in (("N", n, SIZES), ("P", p, BITS))

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from precisionlm.analysis.figures.draw import COLOURS, canvas, engineering, legend, log_axis
+from precisionlm.analysis.figures.draw import COLOURS, DASHES, canvas, engineering, legend, log_axis
 from precisionlm.analysis.laws.base import Law
 from precisionlm.analysis.laws.chen import ADDITIVITY, BASE, CHEN_GAP, SETTINGS, effective_multiplier
 
@@ -57,11 +57,12 @@ def trends(params: Mapping[str, float]) -> Figure:
     n, d, g = np.geomspace(7e7, 6e8, 50), np.geomspace(1e10, 1e11, 50), np.geomspace(16, 2048, 50)
     p = gap_of(params)
     for i, group in enumerate(groups):
-        style = {"color": COLOURS[i], "label": f"G = {group:g}"}
+        style = {"color": COLOURS[i], "ls": DASHES[i], "label": f"G = {group:g}"}
         axes[0, 0].plot(n, CHEN_GAP.predict(p, {"N": n, "D": 50e9, "G": group}), **style)
         axes[0, 1].plot(d, CHEN_GAP.predict(p, {"N": 297.3e6, "D": d, "G": group}), **style)
     for i, size in enumerate(SIZES):
         axes[0, 2].plot(g, CHEN_GAP.predict(p, {"N": size, "D": 50e9, "G": g}), color=COLOURS[i + 4],
+                        ls=DASHES[i],
                         label=f"N = {engineering(size)}")  # fmt: skip
     axes[0, 0].set(xlabel="parameters N (D = 50B)", ylabel="quantization error (nats/token)")
     axes[0, 1].set(xlabel="training tokens D (N = 297M)")

@@ -1,4 +1,4 @@
-"""Two forms of a law fitted on the same rows, predicted against observed: Sun et al. 2025, Figures 1 and 8."""
+"""Forms of a law fitted on the same rows, predicted against observed, side by side."""
 
 import numpy as np
 import pandas as pd
@@ -10,16 +10,6 @@ from precisionlm.analysis.fitting.fit import fit
 from precisionlm.errors import UserError
 
 STARTS = 64
-PAIRS = {
-    "fig01_kumar_and_sun_forms": (("kumar_neff_w", "sun"), "w_bits < 17"),
-    "fig08_chinchilla_and_kaplan_forms": (("chinchilla", "kaplan"), "w_bits >= 16"),
-}
-
-
-def draw(frame: pd.DataFrame) -> dict[str, Figure]:
-    """Those pairs that the table can be fitted with, by name."""
-    made = {name: side_by_side(frame, laws, where) for name, (laws, where) in PAIRS.items()}
-    return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def side_by_side(frame: pd.DataFrame, names: tuple[str, ...], where: str) -> Figure | None:

@@ -4,18 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from precisionlm.analysis.decisions.optimum import compute_optimal, minimise
-from precisionlm.analysis.figures.draw import COLOURS, canvas, engineering, legend, log_axis
+from precisionlm.analysis.figures.curves import observed_gaps
+from precisionlm.analysis.figures.draw import COLOURS, DASHES, canvas, engineering, legend, log_axis
 from precisionlm.analysis.figures.rows import bars
-from precisionlm.analysis.laws.base import INF, Law
+from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.laws.base import Law, Symbol
+from precisionlm.analysis.laws.precision import share_of, unquantized
 
 SIZES, BUDGETS = (30e6, 60e6, 110e6, 220e6), (1.5e9, 3e9, 6e9, 13e9, 26e9)
 MATCHED = {4: 1.76e9, 6: 1.17e9, 8: 880e6, 16: 440e6, 32: 220e6}  # bits -> N of equal N P, 16B tokens each
 FLOAT_WEIGHTS = {"gamma_w": 2.8111, "n_w": 0.1240}  # appendix N: 140 runs with float weights, base as in Table 2
-HIGH = 1e3
 
 
 def draw(law: Law, params: Mapping[str, float]) -> dict[str, Figure]:
@@ -24,7 +27,7 @@ def draw(law: Law, params: Mapping[str, float]) -> dict[str, Figure]:
     made: dict[str, Figure] = {}
     if "P_post" in names and "gamma_post" in law.names:
         made["fig02_ptq"] = ptq_against_data(law, params)
-    if law.is_gap or not {"P_w", "P_a", "P_kv"} & names:
+    if not {f"gamma_{x}" for x in ("w", "a", "kv")} & set(law.names):  # the gap, and the forms without factors
         return made
     made |= {
         "fig03_neff_and_isoloss": isoloss(law, params),
@@ -42,11 +45,33 @@ def draw(law: Law, params: Mapping[str, float]) -> dict[str, Figure]:
     return made
 
 
+def of_runs(frame: pd.DataFrame, analysis: Analysis) -> dict[str, Figure]:
+    """The map of added loss over P_w x P_post beside the observed one, where the rows have two of each."""
+    columns = analysis.result.table.columns
+    if not {"P_w", "P_post"} <= set(columns) or analysis.law.is_gap:
+        return {}
+    gap = observed_gaps(analysis, "P_post")
+    known = np.isfinite(gap)
+    if min((len(np.unique(columns[k][known])) for k in ("P_w", "P_post")), default=0) < 2:
+        return {}
+    rows = (columns["P_w"], columns["P_post"], gap, columns["N"], columns["D"])
+    return {"fig07_21_added_loss_map": added_loss_map(analysis.law, analysis.result.params, rows)}
+
+
+def operands(law: Law) -> list[Symbol]:
+    """The symbols of the operands' widths in training."""
+    return [s for s in law.symbols if s.kind == "bits"]
+
+
 def high(law: Law, **columns: Any) -> dict[str, Any]:
     """Columns with every operand unquantized but those given."""
     names = {s.name for s in law.symbols}
-    base = {"P_w": HIGH, "P_a": HIGH, "P_kv": HIGH, "P_post": INF}
-    return {k: v for k, v in (base | columns).items() if k in names}
+    return {k: v for k, v in (unquantized(law) | columns).items() if k in names}
+
+
+def share(law: Law, params: Mapping[str, float], **columns: Any) -> np.ndarray:
+    """N_eff/N with every operand unquantized but those given."""
+    return share_of(law, params, high(law, N=1e9, D=1e11, **columns))
 
 
 def ptq_against_data(law: Law, params: Mapping[str, float]) -> Figure:
@@ -57,9 +82,9 @@ def ptq_against_data(law: Law, params: Mapping[str, float]) -> Figure:
         for i, bits in enumerate((3.0, 4.0, 5.0, 6.0)):
             after = law.predict(params, high(law, N=n, D=d, P_post=bits))
             gap = after if law.is_gap else after - law.predict(params, high(law, N=n, D=d))
-            axes[-1, j].plot(d / n, gap, color=COLOURS[i], label=f"INT{bits:g}")
+            axes[-1, j].plot(d / n, gap, color=COLOURS[i], ls=DASHES[i % 7], label=f"INT{bits:g}")
             if not law.is_gap:
-                axes[0, j].plot(d / n, after, color=COLOURS[i])
+                axes[0, j].plot(d / n, after, color=COLOURS[i], ls=DASHES[i % 7])
         if not law.is_gap:
             axes[0, j].plot(
                 d / n, law.predict(params, high(law, N=n, D=d)), color="0.3", ls="--", label="not quantized"
@@ -82,13 +107,10 @@ def isoloss(law: Law, params: Mapping[str, float]) -> Figure:
     left, right = axes[0]
     bits = np.linspace(1, 16, 300)
     total = np.ones_like(bits)
-    for i, (x, name) in enumerate((("w", "weights"), ("a", "activations"), ("kv", "keys and values"))):
-        if f"gamma_{x}" not in params:
-            continue
-        f = 1 - np.exp(-bits / params[f"gamma_{x}"] + params.get(f"n_{x}", 0.0))
-        f = np.where(f > 0, np.abs(f) ** params.get(f"s_{x}", 1.0), np.nan)
+    for i, symbol in enumerate(operands(law)):
+        f = share(law, params, **{symbol.name: bits})
         total = total * f
-        left.plot(bits, f, color=COLOURS[i], label=name)
+        left.plot(bits, f, color=COLOURS[i], ls=DASHES[i % 7], label=symbol.meaning)
     left.plot(bits, total, color="0.2", ls="--", label="all together")
     left.set(xlabel="bits P", ylabel="$N_{eff}/N$", ylim=(0, 1.02))
     if any(s.name == "P_w" for s in law.symbols):
@@ -103,17 +125,21 @@ def isoloss(law: Law, params: Mapping[str, float]) -> Figure:
 
 def loss_against_bits(law: Law, params: Mapping[str, float]) -> Figure:
     """Figures 4, 14 and 20: loss against the bits of each operand at 3.3B, 13.1B and 26.2B tokens."""
-    operands = [x for x in ("w", "a", "kv") if f"gamma_{x}" in params]
-    figure, axes = canvas(3, len(operands), width=2.8, height=2.4, sharey=True)
+    swept = operands(law)
+    figure, axes = canvas(3, len(swept), width=2.8, height=2.4, sharey=True)
     bits = np.linspace(3, 12, 150)
-    for row, x in zip(axes, operands, strict=True):
+    for row, symbol in zip(axes, swept, strict=True):
         for ax, d in zip(row, (3.2768e9, 13.1072e9, 26.2144e9), strict=True):
             for i, n in enumerate(SIZES):
-                loss = law.predict(params, high(law, N=n, D=d, **{f"P_{x}": bits}))
+                loss = law.predict(params, high(law, N=n, D=d, **{symbol.name: bits}))
                 ax.plot(
-                    bits, np.where(np.isfinite(loss), loss, np.nan), color=COLOURS[i], label=f"N = {engineering(n)}"
+                    bits,
+                    np.where(np.isfinite(loss), loss, np.nan),
+                    color=COLOURS[i],
+                    ls=DASHES[i % 7],
+                    label=f"N = {engineering(n)}",
                 )
-            ax.set(xlabel=f"$P_{{{x}}}$ (bits)", ylim=(3.1, 4.6))
+            ax.set(xlabel=f"${symbol.name.replace('_', '_{')}}}$ (bits)", ylim=(3.1, 4.6))
             ax.set_title(f"D = {engineering(d)}")
         row[0].set_ylabel("loss (nats/token)")
     legend(figure, axes.ravel().tolist())
@@ -127,7 +153,13 @@ def optimal_bits(law: Law, params: Mapping[str, float]) -> Figure:
     tokens = np.geomspace(1e11, 1e15, 25)
     for i, n in enumerate((8e9, 70e9, 405e9)):
         best = [compute_optimal(law, params, 6 * n * t, n=n) for t in tokens]
-        ax.plot([b.D for b in best], [b.P for b in best], color=COLOURS[i], label=f"N = {engineering(n)}, fixed")
+        ax.plot(
+            [b.D for b in best],
+            [b.P for b in best],
+            color=COLOURS[i],
+            ls=DASHES[i % 7],
+            label=f"N = {engineering(n)}, fixed",
+        )
     joint = compute_optimal(law, params, 1e22)
     ax.axhline(joint.P, color="0.3", ls="--", label=f"N, D and P free: {joint.P:.2f} bits")
     for i, compute in enumerate((1e23, 1e25, 1e27)):

@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from precisionlm.analysis.figures.draw import COLOURS, MARKERS, canvas, engineering, legend, log_axis, plain
+from precisionlm.analysis.figures.draw import COLOURS, MARKERS, canvas, engineering, legend, log_axis, size_look, styled
+from precisionlm.analysis.figures.recipes import Recipes, recipes_of
 from precisionlm.analysis.table.derive import gaps
 from precisionlm.errors import UserError
 
@@ -16,18 +17,20 @@ TARGETS = {"w": "P2", "a": "P1", "dgrad_dy": "P3", "dgrad_w": "P4", "wgrad_dy": 
 COARSE = ("channel", "tensor")
 
 
-def draw(frame: pd.DataFrame) -> dict[str, Figure]:
-    """Every one that the table's columns and rows allow, by name."""
+@styled
+def draw(frame: pd.DataFrame, looks: Recipes | None = None) -> dict[str, Figure]:
+    """Every one that the table's columns and rows allow, by name. looks: of the recipes in other figures of it."""
     if not {"N_params", "D_tokens", "val_loss"} <= set(frame.columns):
         return {}
-    runs = trained(frame)
+    looks = recipes_of(frame) if looks is None else looks
+    runs = trained(frame.assign(_recipe=looks.labels))
     made = {
         "compute_matched": compute_matched(runs),
         "exponent_mantissa": exponent_mantissa(runs),
         "target_sets": target_sets(runs),
         "scale_sharing": scale_sharing(runs),
         "integer_and_float": integer_and_float(runs),
-        "recipes": recipes(runs),
+        "recipes": recipes(runs, looks),
     }
     return {name: figure for name, figure in made.items() if figure is not None}
 
@@ -137,8 +140,8 @@ def integer_and_float(runs: pd.DataFrame) -> Figure | None:
         return None
     low = busiest(low[low["w_bits"].isin(both)], "w_group")
     kind = np.where(low["w_exponent"] > 0, "float", "integer")
-    figure, axes = canvas(len(both[:4]), width=3.0, sharey=True)
-    for ax, bits in zip(axes[0], both[:4], strict=True):
+    figure, axes = canvas(len(both), width=3.0, sharey=True)
+    for ax, bits in zip(axes[0], both, strict=True):
         for i, name in enumerate(("integer", "float")):
             gap = low[(low["w_bits"] == bits) & (kind == name)].groupby("w_group")["_gap"].mean()
             labels = [f"{float(g):g}" if np.isfinite(g) else "all" for g in gap.index]
@@ -149,19 +152,17 @@ def integer_and_float(runs: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def recipes(runs: pd.DataFrame) -> Figure | None:
+def recipes(runs: pd.DataFrame, looks: Recipes) -> Figure | None:
     """Chen et al. 2025, Figure 14: loss gap of every recipe (quantizer) at the (N, D) that has most of them."""
-    if "recipe" not in runs.columns:
-        return None
     known = runs[np.isfinite(runs["_gap"])]
     if not len(known):
         return None
-    cell = busiest(known, "recipe")
-    gap = cell.groupby("recipe")["_gap"].mean().sort_values()
+    cell = busiest(known, "_recipe")
+    gap = cell.groupby("_recipe")["_gap"].mean().sort_values()
     if len(gap) < 2:
         return None
-    labels = [plain(str(r)) for r in gap.index[:30]]
-    return bars(labels, gap.to_numpy()[:30], "loss gap (nats/token)", size_and_tokens(cell))
+    colours = [looks.looks[name].colour for name in gap.index]
+    return bars(list(gap.index), gap.to_numpy(), "loss gap (nats/token)", size_and_tokens(cell), colours=colours)
 
 
 def busiest(runs: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -186,24 +187,45 @@ def size_and_tokens(cell: pd.DataFrame) -> str:
 
 
 def by_size(ax: Axes, runs: pd.DataFrame, x: str, y: str) -> None:
-    """Mean of y against x, a colour and a marker a model size (at most eight)."""
-    for i, size in enumerate(sorted(runs["N_params"].unique())[:8]):
-        part = runs[runs["N_params"] == size]
-        mean = part.groupby(x)[y].mean()
-        ax.plot(mean.index, mean.to_numpy(), MARKERS[i] + "-", color=COLOURS[i], ms=5, lw=0.8,
+    """Mean of y against x, a look a model size."""
+    sizes = sorted(runs["N_params"].unique())
+    for i, size in enumerate(sizes):
+        mean = runs[runs["N_params"] == size].groupby(x)[y].mean()
+        look = size_look(i, len(sizes))
+        ax.plot(mean.index, mean.to_numpy(), **{**look.points(), "ls": look.dash}, lw=0.8,
                 label=f"N = {engineering(float(size))}")  # fmt: skip
 
 
-def bars(labels: list[str], values: np.ndarray, axis: str, title: str, zero: bool = True) -> Figure:
-    """Labelled bars; their scale starts at 0 or just below the lowest."""
-    figure, axes = canvas(1, width=max(3.6, 0.5 * len(labels) + 1.5), height=3.4)
-    ax = axes[0, 0]
-    ax.bar(range(len(labels)), values, color=COLOURS[0], width=0.7)
-    ax.set_xticks(range(len(labels)), labels, rotation=0 if len(labels) < 6 else 60, ha="center", fontsize=8)
+def bars(
+    labels: list[str], values: np.ndarray, axis: str, title: str, zero: bool = True, colours: list[str] | None = None
+) -> Figure:
+    """Labelled bars, lying down where they are many; their scale starts at 0 or just below the lowest."""
+    lying = len(labels) > 8
+    size = (4.6, 0.19 * len(labels) + 0.9) if lying else (max(3.6, 0.6 * len(labels) + 1.5), 3.4)
+    figure, axes = canvas(1, width=size[0], height=size[1])
+    ax, place, style = (
+        axes[0, 0],
+        np.arange(len(labels)),
+        {"color": colours or COLOURS[0], "edgecolor": "0.2", "lw": 0.4},
+    )
+    if lying:
+        ax.barh(place, values, height=0.7, **style)
+        ax.set_yticks(place, labels, fontsize=8)
+        ax.set(ylim=(len(labels) - 0.4, -0.6), xlabel=axis, title=title)
+    else:
+        ax.bar(place, values, width=0.7, **style)
+        turned = max(map(len, labels)) > 9
+        ax.set_xticks(place, labels, rotation=45 if turned else 0, ha="right" if turned else "center", fontsize=8)
+        ax.set(ylabel=axis, title=title)
     for i, value in enumerate(values):
-        ax.annotate(f"{value:.3g}" if zero else f"{value:.3f}", (i, value), ha="center", va="bottom", fontsize=7)
+        where, (dx, dy) = ((value, i), (3, 0)) if lying else ((i, value), (0, 1))
+        ax.annotate(f"{value:.3g}" if zero else f"{value:.3f}", where, textcoords="offset points", xytext=(dx, dy),
+                    ha="left" if lying else "center", va="center" if lying else "bottom", fontsize=7)  # fmt: skip
+    known = values[np.isfinite(values)]
+    reach = float(np.ptp(known)) if len(known) else 0.0
+    low, high = (min(0.0, float(known.min())), float(known.max())) if len(known) else (0.0, 1.0)
     if not zero:
-        span = float(np.ptp(values)) or 0.1
-        ax.set_ylim(float(values.min()) - 0.5 * span, float(values.max()) + 0.2 * span)
-    ax.set(ylabel=axis, title=title)
+        low = float(known.min()) - 0.5 * (reach or 0.1)
+    ends = (low - (0.08 * (high - low) if low < 0 else 0.0), high + 0.14 * (high - low))
+    (ax.set_xlim if lying else ax.set_ylim)(*ends)
     return figure

@@ -3,13 +3,21 @@
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
-from precisionlm.analysis.decisions.optimum import best_exponent_share, compute_optimal, critical_data
-from precisionlm.analysis.figures.draw import COLOURS, canvas, legend, log_axis
+from precisionlm.analysis.decisions.optimum import compute_optimal, critical_data
+from precisionlm.analysis.figures import forms, stepwise
+from precisionlm.analysis.figures.draw import COLOURS, DASHES, canvas, legend, log_axis
+from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.laws.base import Law
+from precisionlm.analysis.laws.sun import best_split
 from precisionlm.analysis.table.read import CHANNEL_LOG2_BLOCK as CHANNEL
 
+PAIRS = {
+    "fig01_kumar_and_sun_forms": (("kumar_neff_w", "sun"), "w_bits < 17"),
+    "fig08_chinchilla_and_kaplan_forms": (("chinchilla", "kaplan"), "w_bits >= 16"),
+}
 BLOCK = 7.0  # log2 of 128 elements per scale
 SIZES = (40894464, 84934656, 154140672, 679477248)
 
@@ -26,6 +34,17 @@ def draw(law: Law, params: Mapping[str, float]) -> dict[str, Figure]:
     }
 
 
+def of_runs(frame: pd.DataFrame, analysis: Analysis) -> dict[str, Figure]:
+    """Figures 1, 8 and 10 to 12, from runs, by name: those that the table allows."""
+    return pairs_of_forms(frame) | stepwise.draw(frame)
+
+
+def pairs_of_forms(frame: pd.DataFrame) -> dict[str, Figure]:
+    """Figures 1 and 8: those pairs of laws that the table can be fitted with, by name."""
+    made = {name: forms.side_by_side(frame, laws, where) for name, (laws, where) in PAIRS.items()}
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
 def block_size(law: Law, params: Mapping[str, float]) -> Figure:
     """Figure 3: loss against elements per scale, E1M1, for the paper's sizes and budgets."""
     figure, axes = canvas(2, width=3.2, sharey=True)
@@ -33,7 +52,7 @@ def block_size(law: Law, params: Mapping[str, float]) -> Figure:
     for ax, d in zip(axes[0], (10.48576e9, 104.8576e9), strict=True):
         for i, n in enumerate(SIZES):
             loss = law.predict(params, {"N": n, "D": d, "E": 1, "M": 1, "log2B": block})
-            ax.plot(2**block, loss, color=COLOURS[i], label=f"N = {n / 1e6:.0f}M")
+            ax.plot(2**block, loss, color=COLOURS[i], ls=DASHES[i % 7], label=f"N = {n / 1e6:.0f}M")
         ax.set(xlabel="elements per scale B", title=f"E1M1, D = {d / 1e9:.1f}B")
         ax.set_xscale("log", base=2)
     axes[0, 0].set_ylabel("loss (nats/token)")
@@ -43,8 +62,8 @@ def block_size(law: Law, params: Mapping[str, float]) -> Figure:
 
 def layouts(law: Law, params: Mapping[str, float]) -> Figure:
     """Figure 5: the best integer layout of every width, on the real-valued optimum."""
-    share = best_exponent_share(law, params)
     widths = np.arange(2.0, 17.0)
+    real = best_split(params, widths, None)
     best = []
     for width in widths:
         exponents = np.arange(0, int(width))
@@ -52,10 +71,18 @@ def layouts(law: Law, params: Mapping[str, float]) -> Figure:
         best.append(int(exponents[np.argmin(loss)]))
     figure, axes = canvas(1, width=5.2, height=3.4)
     ax = axes[0, 0]
-    ax.plot(widths, share * widths - 0.5, color=COLOURS[0], label="exponent bits, real-valued best")
-    ax.plot(widths, (1 - share) * widths - 0.5, color=COLOURS[1], label="mantissa bits, real-valued best")
+    ax.plot(widths, real["E"], color=COLOURS[0], label="exponent bits, real-valued best")
+    ax.plot(widths, real["M"], color=COLOURS[1], ls="--", label="mantissa bits, real-valued best")
     ax.plot(widths, best, "o", color=COLOURS[0], label="exponent bits, best integer")
-    ax.plot(widths, widths - 1 - np.array(best), "s", color=COLOURS[1], label="mantissa bits, best integer")
+    ax.plot(
+        widths,
+        widths - 1 - np.array(best),
+        "s",
+        color=COLOURS[1],
+        mfc="none",
+        ms=9,
+        label="mantissa bits, best integer",
+    )
     for width, chosen in zip(widths.tolist(), best, strict=True):
         at = (width, max(chosen, width - 1 - chosen))
         label = f"E{chosen}M{width - 1 - chosen:.0f}"
@@ -72,7 +99,7 @@ def data_minimum(law: Law, params: Mapping[str, float]) -> Figure:
     d = np.geomspace(1e9, 1e16, 300)
     for i, (e, m) in enumerate(((2, 1), (4, 3), (3, 4), (3, 5), (3, 6), (8, 7))):
         at = {"N": 1e9, "E": e, "M": m, "log2B": BLOCK}
-        ax.plot(d, law.predict(params, at | {"D": d}), color=COLOURS[i], label=f"E{e}M{m}")
+        ax.plot(d, law.predict(params, at | {"D": d}), color=COLOURS[i], ls=DASHES[i % 7], label=f"E{e}M{m}")
         critical = critical_data(law, params, at)
         if np.isfinite(critical) and critical < d[-1]:
             ax.plot(critical, law.predict(params, at | {"D": critical}), "v", color=COLOURS[i], ms=7)
@@ -89,8 +116,13 @@ def optimal_bits(law: Law, params: Mapping[str, float]) -> Figure:
     for i, block in enumerate((32, 128, 512)):
         at = {"log2B": float(np.log2(block))}
         bits = [compute_optimal(law, params, c, at=at).P for c in compute]
-        axes[0, 0].plot(compute, bits, color=COLOURS[i], label=f"B = {block}")
-        axes[0, 1].plot(tokens, [compute_optimal(law, params, 1e26, d=d, at=at).P for d in tokens], color=COLOURS[i])
+        axes[0, 0].plot(compute, bits, color=COLOURS[i], ls=DASHES[i % 7], label=f"B = {block}")
+        axes[0, 1].plot(
+            tokens,
+            [compute_optimal(law, params, 1e26, d=d, at=at).P for d in tokens],
+            color=COLOURS[i],
+            ls=DASHES[i % 7],
+        )
     axes[0, 0].set(xlabel="compute C (16-bit-equivalent FLOPs)", ylabel="best bits P*", xscale="log")
     axes[0, 1].set(xlabel="training tokens D")
     log_axis(axes[0, 1])
@@ -106,7 +138,7 @@ def channel(law: Law, params: Mapping[str, float]) -> Figure:
     for ax, (block, title) in zip(axes[0], panels, strict=True):
         for i, n in enumerate(SIZES):
             loss = law.predict(params, {"N": n, "D": d, "E": 1, "M": 1, "log2B": block})
-            ax.plot(d, loss, color=COLOURS[i], label=f"N = {n / 1e6:.0f}M")
+            ax.plot(d, loss, color=COLOURS[i], ls=DASHES[i % 7], label=f"N = {n / 1e6:.0f}M")
         ax.set(title=f"E1M1, {title}", xlabel="training tokens D")
         log_axis(ax)
     axes[0, 0].set_ylabel("loss (nats/token)")
@@ -120,8 +152,14 @@ def exponent_mantissa(law: Law, params: Mapping[str, float]) -> Figure:
     x = np.linspace(0, 7, 80)
     for i, n in enumerate(SIZES):
         at = {"N": n, "D": 104.8576e9, "log2B": CHANNEL}
-        axes[0, 0].plot(x, law.predict(params, at | {"E": x, "M": 1}), color=COLOURS[i], label=f"N = {n / 1e6:.0f}M")
-        axes[0, 1].plot(x, law.predict(params, at | {"E": 1, "M": x}), color=COLOURS[i])
+        axes[0, 0].plot(
+            x,
+            law.predict(params, at | {"E": x, "M": 1}),
+            color=COLOURS[i],
+            ls=DASHES[i % 7],
+            label=f"N = {n / 1e6:.0f}M",
+        )
+        axes[0, 1].plot(x, law.predict(params, at | {"E": 1, "M": x}), color=COLOURS[i], ls=DASHES[i % 7])
     axes[0, 0].set(xlabel="exponent bits E (M = 1)", ylabel="loss (nats/token)", ylim=(2.5, 4.5))
     axes[0, 1].set(xlabel="mantissa bits M (E = 1)")
     legend(figure, axes[0])

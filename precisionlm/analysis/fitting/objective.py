@@ -16,7 +16,8 @@ class Objective:
 
     `kind` huber: r = log prediction - log observation, rho = r²/2 up to `delta`, then delta (|r| - delta/2)
     (Hoffmann et al. 2022, Eq 3). `squares`: the same r, rho = r²/2. `relative`: r = prediction/observation - 1 and
-    rho = r²/2.
+    rho = r²/2. `nats`: r = prediction - observation in nats/token and rho = r²/2, the least squares of scipy's
+    curve_fit (Gadre et al. 2024, arXiv:2403.08540).
     """
 
     kind: str = "huber"
@@ -31,16 +32,18 @@ class Objective:
         return self.delta if self.kind == "huber" else math.inf
 
     @property
-    def logarithmic(self) -> bool:
-        """Residuals are differences of logarithms."""
-        return self.kind != "relative"
+    def scale(self) -> str:
+        """What a residual is a difference of: log, relative or nats."""
+        return self.kind if self.kind in ("relative", "nats") else "log"
 
 
 def parse_objective(text: str) -> Objective:
-    """`huber`, `huber:1e-3`, `squares` or `relative` -> Objective. Raises UserError for anything else."""
+    """`huber`, `huber:1e-3`, `squares`, `relative` or `nats` -> Objective. Raises UserError for anything else."""
     kind, _, argument = text.partition(":")
-    if kind not in ("huber", "squares", "relative"):
-        raise UserError(f"objective '{text}' is unknown; {nearest(kind, ['huber:1e-3', 'squares', 'relative'])}")
+    if kind not in ("huber", "squares", "relative", "nats"):
+        raise UserError(
+            f"objective '{text}' is unknown; {nearest(kind, ['huber:1e-3', 'squares', 'relative', 'nats'])}"
+        )
     if kind != "huber":
         if argument:
             raise UserError(f"objective '{kind}' takes no number, got '{text}'")
@@ -54,10 +57,14 @@ def parse_objective(text: str) -> Objective:
     return Objective("huber", delta)
 
 
-def residual(logarithmic: bool, prediction: Any, observation: Any) -> Any:
-    """Residual per row, for JAX or NumPy arrays."""
+def residual(scale: str, prediction: Any, observation: Any) -> Any:
+    """Residual per row, for JAX or NumPy arrays; scale as `Objective.scale`."""
+    if scale == "nats":
+        return prediction - observation
+    if scale == "relative":
+        return prediction / observation - 1.0
     xp = np if isinstance(prediction, np.ndarray) else jnp
-    return xp.log(prediction / observation) if logarithmic else prediction / observation - 1.0
+    return xp.log(prediction / observation)
 
 
 def huber(r: Any, delta: Any) -> Any:

@@ -15,7 +15,7 @@ def spread(law: Law, count: int, skip: int = 0) -> np.ndarray:
     Even in every number of dimensions and free of chance, so a fit gives the same answer every time. Entries
     skip..skip + count of the sequence. Linear parameters stand at 1.
     """
-    shape = [p for p in law.parameters if not p.linear and p.held is None]
+    shape = [p for p in law.parameters if not p.projected and p.held is None]
     golden = 2.0
     for _ in range(64):
         golden = (1.0 + golden) ** (1.0 / (len(shape) + 1))
@@ -23,7 +23,8 @@ def spread(law: Law, count: int, skip: int = 0) -> np.ndarray:
     unit = np.mod(0.5 + index * golden ** -np.arange(1.0, len(shape) + 1), 1.0)
     out = np.ones((count, len(law.parameters)))
     for j, p in enumerate(shape):
-        low, high = (np.log(v) for v in p.start) if p.log else p.start
+        low, high = p.begin or p.start
+        low, high = (np.log(low), np.log(high)) if p.log else (low, high)
         value = low + (high - low) * unit[:, j]
         out[:, law.names.index(p.name)] = np.exp(value) if p.log else value
     for i, p in enumerate(law.parameters):
@@ -54,11 +55,12 @@ def starting_points(
 def project(
     law: Law, columns: Mapping[str, np.ndarray], observed: np.ndarray, weights: np.ndarray, values: np.ndarray
 ) -> np.ndarray:
-    """Least squares of prediction/observation - 1 in the linear parameters, kept positive, for each row of `values`.
+    """Least squares of prediction/observation - 1 in the linear parameters, for each row of `values`.
 
-    columns with their logarithms; values (S, p). Returns the rows at which the law is defined.
+    Parameters bounded by 0 are kept positive. columns with their logarithms; values (S, p). Returns the rows at which
+    the law is defined.
     """
-    linear = [i for i, p in enumerate(law.parameters) if p.linear and p.held is None]
+    linear = [i for i, p in enumerate(law.parameters) if p.projected]
 
     def ratio(points: np.ndarray) -> np.ndarray:
         return (
@@ -89,6 +91,7 @@ def project(
     ridge = 1e-9 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(len(linear))
     target = np.einsum("n,snk,sn->sk", weights, scaled, 1.0 - rest)
     solved = np.linalg.solve(gram + ridge, target[:, :, None])[:, :, 0]
-    at_ones[:, linear] = np.maximum(solved, 1e-2) / size
+    positive = np.array([law.parameters[i].bounds[0] >= 0 for i in linear])
+    at_ones[:, linear] = np.where(positive, np.maximum(solved, 1e-2), solved) / size
     predicted = rest + np.einsum("snk,sk->sn", design, at_ones[:, linear])
     return at_ones[usable(predicted, at_ones)]

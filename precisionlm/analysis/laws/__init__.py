@@ -1,41 +1,35 @@
 """The laws, one file a paper. A new law is one file with a `LAWS` tuple and one entry in `_PAPERS`."""
 
-from collections.abc import Mapping
-
-import numpy as np
-
 from precisionlm.analysis.laws import (
     alternatives,
     chen,
     chinchilla,
+    data_constrained,
+    format_gap,
     frantar,
     gaussian_mse,
     kumar,
     ouyang,
     quartet,
+    schedule,
     sun,
 )
 from precisionlm.analysis.laws.base import Law
-from precisionlm.analysis.laws.identifiable import kumar_for
+from precisionlm.analysis.laws.own import is_own, load
 from precisionlm.errors import UserError, nearest
 
-_PAPERS = (chinchilla, kumar, alternatives, sun, chen, ouyang, frantar, quartet, gaussian_mse)
+_PAPERS = (
+    chinchilla, data_constrained, kumar, alternatives, sun, chen, ouyang, schedule, frantar, format_gap, quartet,
+    gaussian_mse,
+)  # fmt: skip
 
 LAWS: dict[str, Law] = {law.name: law for paper in _PAPERS for law in paper.LAWS}
 
 
-ADAPTIVE = ("kumar", "kumar_unified")  # families of which a fit takes the member that the rows can determine
-
-
 def get(name: str) -> Law:
-    """The law of that name. Raises UserError naming the closest."""
+    """The law of that name, or of a file as FILE.py:NAME. Raises UserError naming the closest."""
+    if is_own(name):
+        return load(name)
     if name not in LAWS:
         raise UserError(f"law '{name}' is unknown; {nearest(name, list(LAWS))}")
     return LAWS[name]
-
-
-def adapt(law: Law, columns: Mapping[str, np.ndarray]) -> Law:
-    """The member of the law's family that these rows can determine (symbol -> (rows,)); the law itself otherwise."""
-    if law.name in ADAPTIVE:
-        return kumar_for(columns, law.name, unified=law.name == "kumar_unified")
-    return law

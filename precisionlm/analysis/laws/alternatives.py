@@ -6,9 +6,11 @@ The paper prints names and held-out R², not every formula; where a form is our 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from precisionlm.analysis.laws.base import D, Law, N, Parameter, coefficient, exponent
 from precisionlm.analysis.laws.chinchilla import base_loss, base_parameters
-from precisionlm.analysis.laws.kumar import SOURCE, P, saturation
+from precisionlm.analysis.laws.kumar import SOURCE, P, label, saturation
 
 _GAMMA = Parameter("gamma", (0.5, 4.0), (0.05, 100.0), True, meaning="bits until the factor saturates")
 _OFFSET = Parameter("n", (-1.0, 1.0), (-20.0, 20.0), meaning="offset of the factor")
@@ -37,6 +39,11 @@ class Effective:
         log_d = c["log_D"] + (xp.log(xp.where(g > 0, g, 1.0)) if self.data else 0.0)
         return xp.where(defined, base_loss(p, log_n, log_d, p["alpha"], p["alpha"], xp), xp.inf)
 
+    def kept_share(self, p: Any, c: Any) -> Any:
+        """N_eff/N where the factor is one of N; NaN where it is not positive."""
+        f = saturation(c["P_w"], p["gamma"], p["n"], np)
+        return np.where(f > 0, f, np.nan)
+
 
 @dataclass(frozen=True)
 class PowerOfBits:
@@ -55,7 +62,9 @@ class PowerOfBits:
 
 def _law(name: str, title: str, formula: Any, extra: tuple[Parameter, ...], note: str) -> Law:
     base = tuple(base_parameters(tied=True))
+    share = formula.kept_share if isinstance(formula, Effective) and formula.size else None
     return Law(name, title, base + extra, (N, D, P["w"]), formula, SOURCE + ", appendix C. " + note,
+               label=label, kept_share=share,
                undefined="+inf where a factor 1 - exp(-P/γ + n) is not positive")  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from precisionlm.analysis.table.derive import gaps
 
 Formula = Callable[[Mapping[str, Any], Mapping[str, Any], Any], Any]
+Fields = tuple[float, float] | None  # exponent and mantissa bits of a format; None where only its width is known
 
 INF = float("inf")
 
@@ -20,19 +21,26 @@ INF = float("inf")
 class Parameter:
     """One constant of a law.
 
-    `start`: range that starting values are spread over (natural units). `bounds`: values a fit may reach; a fit that
+    `start`: range of plausible values, that starting values are spread over (natural units); `begin`: where a user has
+    them begin instead. `bounds`: values a fit may reach; a fit that
     ends on one says so. `log`: searched as its logarithm. `linear`: the law is linear in it, so that starts are
     projected onto the data instead of being spread. `held`: the value a fit keeps because the data cannot tell it
     apart from another constant (None: fitted).
     """
 
     name: str
-    start: tuple[float, float] = (0.1, 1.0)
-    bounds: tuple[float, float] = (0.0, INF)
+    start: tuple[float, float] = field(default=(0.1, 1.0), compare=False)
+    bounds: tuple[float, float] = field(default=(0.0, INF), compare=False)
     log: bool = False
-    linear: bool = False
-    held: float | None = None
-    meaning: str = ""
+    linear: bool = field(default=False, compare=False)
+    held: float | None = field(default=None, compare=False)
+    meaning: str = field(default="", compare=False)
+    begin: tuple[float, float] | None = field(default=None, compare=False)
+
+    @property
+    def projected(self) -> bool:
+        """Whether starting values are computed from the data rather than spread."""
+        return self.linear and self.held is None and self.begin is None
 
     def to_search(self, value: ArrayLike) -> np.ndarray:
         """Natural value -> search coordinate."""
@@ -52,8 +60,13 @@ def coefficient(name: str, meaning: str = "") -> Parameter:
 
 
 def exponent(name: str, start: tuple[float, float] = (0.05, 1.5), meaning: str = "") -> Parameter:
-    """A non-negative power."""
+    """A non-negative power: more of it never hurts."""
     return Parameter(name, start=start, bounds=(0.0, 20.0), meaning=meaning)
+
+
+def signed_exponent(name: str, start: tuple[float, float], meaning: str = "") -> Parameter:
+    """A power whose sign the runs decide: formats and gaps have been measured on either side of 0."""
+    return Parameter(name, start=start, bounds=(-20.0, 20.0), meaning=meaning)
 
 
 @dataclass(frozen=True)
@@ -61,9 +74,11 @@ class Symbol:
     """A letter of the formula and the column of the runs table that it reads by default.
 
     Kinds: `count` (positive), `bits` (positive), `ptq_bits` (missing means: not quantized, read as inf), `field`
-    (exponent or mantissa bits, may be 0), `block` (elements per scale, read as log2; 0 for no scale), `group`
-    (elements per scale, 1 for no scale), `category` (text, read as the position in `levels`), `positive`.
-    `derive(frame, names)` computes the column (rows,) from others of the table where it is absent.
+    (exponent or mantissa bits, or a share; may be 0), `block` (elements per scale, read as log2; 0 for no scale),
+    `group` (elements per scale, 1 for no scale), `category` (text, read as the position in `levels`), `positive`. Of
+    every kind but `ptq_bits` a missing value leaves its row out, counted: it never stands for a value.
+    `derive(frame, names)` computes the column (rows,) from others of the table where it is absent; `sources` are the
+    symbols that this reads, whose columns a user may rename too.
     """
 
     name: str
@@ -73,12 +88,14 @@ class Symbol:
     default: float | None = None
     levels: tuple[str, ...] = ()
     derive: Callable[[Any, Mapping[str, str]], Any] | None = field(default=None, compare=False)
+    sources: tuple["Symbol", ...] = field(default=(), compare=False)
 
 
 N = Symbol("N", "N_params", meaning="non-embedding parameters (count)")
 D = Symbol("D", "D_tokens", meaning="training tokens (count)")
 LOSS = Symbol("loss", "val_loss", "positive", "cross entropy (nats/token)")
-GAP = Symbol("loss", "gap", "positive", "loss above the same run without quantization (nats/token)", derive=gaps)
+GAP = Symbol("gap", "gap", "positive", "loss above the same run without quantization (nats/token)", derive=gaps,
+             sources=(LOSS,))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,14 +133,29 @@ class Restriction:
     excludes: Callable[[Mapping[str, np.ndarray]], np.ndarray] = field(compare=False)
 
 
+Columns = Mapping[str, np.ndarray]
+References = Mapping[str, str]
+
+
 @dataclass(frozen=True)
 class Law:
-    """A scaling law. Hashable: two laws with equal fields share one compiled fit.
+    """A scaling law. Hashable: two laws with one formula share one compiled fit, whatever bounds or values they have.
 
     `formula(params, columns, xp)` maps name -> scalar and symbol -> array of rows to the predicted loss (or gap) per
     row, with the array functions of `xp`: jax.numpy inside fits, numpy for predictions, which then compile nothing.
     Beside every count X and every parameter X searched as its logarithm stands `log_X`. It returns +inf where the law
     is undefined; `undefined` says in words where that is.
+
+    Hooks for what only this law knows of its precision; `laws.precision` asks them and has the answers that hold for
+    most laws. `label(columns)`: the format at a point (symbol -> number) in words. `at_bits(params, bits, fields)`: the
+    columns at a width, or at the format of these exponent and mantissa bits. `kept_share(p, c)`: N_eff/N of
+    what the formula reads, in NumPy, NaN where it is undefined.
+    `figures`: module whose `draw(law, params)`, and `of_runs(frame, analysis)` if it has one, draw what the law's paper
+    shows. `without_offsets`: name of the same law without the offsets that decide where its best width lies.
+
+    `adapt(columns, references)`: the member of the law's family that these
+    rows can determine. columns: symbol -> (rows,) numbers, or text for a category, of those that the table has;
+    references: category symbol -> the level that a user chose to measure the others by.
     """
 
     name: str
@@ -135,9 +167,15 @@ class Law:
     target: Symbol = LOSS
     published: tuple[Published, ...] = field(default=(), compare=False)
     undefined: str = field(default="nowhere", compare=False)
+    label: Callable[[Mapping[str, Any]], str] | None = field(default=None, compare=False)
+    at_bits: Callable[[Mapping[str, Any], Any, Fields], dict[str, Any]] | None = field(default=None, compare=False)
+    kept_share: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = field(default=None, compare=False)
+    figures: str = field(default="", compare=False)
+    without_offsets: str = field(default="", compare=False)
     stages: tuple[Stage, ...] = field(default=(), compare=False)
     restrictions: tuple[Restriction, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    adapt: Callable[[Columns, References], "Law"] | None = field(default=None, compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -147,7 +185,13 @@ class Law:
     @property
     def is_gap(self) -> bool:
         """True if the law predicts the loss gap to the unquantized run rather than the loss."""
-        return self.target.column == "gap"
+        return self.target.name == GAP.name
+
+    @property
+    def readable(self) -> tuple[Symbol, ...]:
+        """Every symbol whose column a user may name: the formula's, the target and what they are derived from."""
+        own = (*self.symbols, self.target)
+        return (*own, *(source for symbol in own for source in symbol.sources if source not in own))
 
     def parameter(self, name: str) -> Parameter:
         """The parameter of that name."""

@@ -3,17 +3,31 @@
     L = A N^-α + B D^-α + E + δ_p,   δ_p = k D^γ_D (log2 G)^γ_G / N^γ_N
 
 G: elements that share a scale; G = 1 (no quantization) gives δ_p = 0. One set of constants per setting (W4A4, W4A16,
-W16A4, and those with an 8-bit input of the MLP's down-projection).
+W16A4, and those with an 8-bit input of the MLP's down-projection). The powers may have either sign: published fits to
+other formats have both.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from precisionlm.analysis.laws.base import GAP, D, Law, N, Parameter, Published, Symbol, coefficient, exponent
+from precisionlm.analysis.laws.base import (
+    GAP,
+    D,
+    Law,
+    N,
+    Parameter,
+    Published,
+    Restriction,
+    Symbol,
+    coefficient,
+    signed_exponent,
+)
 from precisionlm.analysis.laws.chinchilla import base_loss, base_parameters
 
 SOURCE = "Chen et al. 2025, arXiv:2505.14302"
+FIGURES = "precisionlm.analysis.figures.chen"
 GROUP = Symbol("G", "w_group", "group", "elements that share a scale; 1 where nothing is quantized")
 BASE = {"A": 237.7042, "alpha": 0.3022, "B": 596.2490, "E": 1.9279}
 SETTINGS = {
@@ -39,9 +53,9 @@ def _loss(p: Any, c: Any, xp: Any) -> Any:
 
 _GAP_PARAMETERS: tuple[Parameter, ...] = (
     coefficient("k", "scale of the quantization error"),
-    exponent("gamma_N", (0.05, 0.8), "power of N in the quantization error"),
-    exponent("gamma_D", (0.0, 0.5), "power of D in the quantization error"),
-    exponent("gamma_G", (0.1, 1.5), "power of log2 G in the quantization error"),
+    signed_exponent("gamma_N", (-0.1, 0.8), "power of N in the quantization error"),
+    signed_exponent("gamma_D", (-0.2, 0.5), "power of D in the quantization error"),
+    signed_exponent("gamma_G", (-0.2, 1.5), "power of log2 G in the quantization error"),
 )
 
 
@@ -61,6 +75,8 @@ CHEN = Law(
     symbols=(N, D, GROUP),
     formula=_loss,
     source=SOURCE + ", Eq 4",
+    kept_share=lambda p, c: effective_multiplier(p, c["N"], c["D"], c["G"]),
+    figures=FIGURES,
     published=_published(BASE),
 )
 CHEN_GAP = Law(
@@ -71,15 +87,19 @@ CHEN_GAP = Law(
     formula=_gap,
     source=SOURCE + ", Eq 5",
     target=GAP,
+    figures=FIGURES,
+    restrictions=(
+        Restriction("no scale shared (G = 1): nothing is quantized, there is no gap", lambda c: c["G"] <= 1),
+    ),
     published=_published({}),
 )
 
 LAWS = (CHEN, CHEN_GAP)
 
 
-def effective_multiplier(params: dict[str, float], n: Any, d: Any, group: Any) -> Any:
+def effective_multiplier(params: Mapping[str, Any], n: Any, d: Any, group: Any) -> Any:
     """eff with A (N eff)^-α = A N^-α + δ_p (their Eq 11-13): share of the parameters left after quantization."""
     n, d, group = (np.asarray(x, float) for x in (n, d, group))
-    gap = CHEN_GAP.predict({k: params[k] for k in CHEN_GAP.names}, {"N": n, "D": d, "G": group})
+    gap = _gap({**params, "log_k": np.log(params["k"])}, {"log_N": np.log(n), "log_D": np.log(d), "G": group}, np)
     base = params["A"] * n ** -params["alpha"]
     return (base / (base + gap)) ** (1 / params["alpha"])

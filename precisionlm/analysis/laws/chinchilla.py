@@ -70,22 +70,33 @@ CHINCHILLA_TIED = Law(
 )
 
 
-def _kaplan(p: Any, c: Any, xp: Any) -> Any:
-    by_size = xp.exp(p["alpha_N"] / p["alpha_D"] * (p["log_N_c"] - c["log_N"]))
-    return xp.exp(p["alpha_D"] * xp.log(by_size + xp.exp(p["log_D_c"] - c["log_D"])))
+@dataclass(frozen=True)
+class Kaplan:
+    """L = [(N_c/N)^(α_N/α_D) + D_c/D]^α_D, + E with an offset."""
+
+    offset: bool
+
+    def __call__(self, p: Any, c: Any, xp: Any) -> Any:
+        """Loss per row."""
+        by_size = p["alpha_N"] / p["alpha_D"] * (p["log_N_c"] - c["log_N"])
+        power = xp.exp(p["alpha_D"] * xp.logaddexp(by_size, p["log_D_c"] - c["log_D"]))
+        return power + p["E"] if self.offset else power
+
+
+_KAPLAN_PARAMETERS = (
+    exponent("alpha_N", (0.03, 0.6), "power of N where data is plentiful"),
+    exponent("alpha_D", (0.03, 0.6), "power of D where the model is large"),
+    Parameter("N_c", (1e8, 1e15), (1.0, 1e40), log=True, meaning="size scale (parameters)"),
+    Parameter("D_c", (1e8, 1e15), (1.0, 1e40), log=True, meaning="data scale (tokens)"),
+)
 
 
 KAPLAN = Law(
     name="kaplan",
     title="L = [(N_c/N)^(α_N/α_D) + D_c/D]^α_D",
-    parameters=(
-        exponent("alpha_N", (0.03, 0.6), "power of N where data is plentiful"),
-        exponent("alpha_D", (0.03, 0.6), "power of D where the model is large"),
-        Parameter("N_c", (1e8, 1e15), (1.0, 1e40), log=True, meaning="size scale (parameters)"),
-        Parameter("D_c", (1e8, 1e15), (1.0, 1e40), log=True, meaning="data scale (tokens)"),
-    ),
+    parameters=_KAPLAN_PARAMETERS,
     symbols=(N, D),
-    formula=_kaplan,
+    formula=Kaplan(offset=False),
     source="Kaplan et al. 2020, arXiv:2001.08361, Eq 1.5",
     published=(
         published("Kaplan et al. 2020, arXiv:2001.08361, Table 2",
@@ -93,4 +104,20 @@ KAPLAN = Law(
     ),
 )  # fmt: skip
 
-LAWS = (CHINCHILLA, CHINCHILLA_TIED, KAPLAN)
+# Without E the powers are small and the scales huge; with it the powers are those of a reducible loss.
+KAPLAN_OFFSET = Law(
+    name="kaplan_offset",
+    title="L = [(N_c/N)^(α_N/α_D) + D_c/D]^α_D + E",
+    parameters=(
+        exponent("alpha_N", (0.1, 1.2), "power of N where data is plentiful"),
+        exponent("alpha_D", (0.1, 1.2), "power of D where the model is large"),
+        Parameter("N_c", (1e6, 1e12), (1.0, 1e40), log=True, meaning="size scale (parameters)"),
+        Parameter("D_c", (1e6, 1e12), (1.0, 1e40), log=True, meaning="data scale (tokens)"),
+        E_FLOOR,
+    ),
+    symbols=(N, D),
+    formula=Kaplan(offset=True),
+    source="Brandfonbrener et al. 2024, arXiv:2411.12925: Kaplan et al. 2020, Eq 1.5, with an irreducible loss",
+)
+
+LAWS = (CHINCHILLA, CHINCHILLA_TIED, KAPLAN, KAPLAN_OFFSET)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from precisionlm.analysis.laws.base import GAP, D, Law, N, coefficient, exponent, published
-from precisionlm.analysis.laws.kumar import P_POST
+from precisionlm.analysis.laws.base import GAP, D, Law, N, coefficient, exponent, published, signed_exponent
+from precisionlm.analysis.laws.kumar import AFTER, QUANTIZED_AFTER
 
 
 def _ouyang(p: Any, c: Any, xp: Any) -> Any:
@@ -18,14 +18,15 @@ OUYANG = Law(
     title="δ = k D^γ_D / (N^γ_N P^ρ)",
     parameters=(
         coefficient("k", "scale of the damage"),
-        exponent("gamma_D", (0.1, 1.0), "power of D"),
-        exponent("gamma_N", (0.1, 1.0), "power of N"),
+        signed_exponent("gamma_D", (0.1, 1.0), "power of D"),
+        signed_exponent("gamma_N", (0.1, 1.0), "power of N"),
         exponent("rho", (1.0, 8.0), "power of the bits after quantization"),
     ),
-    symbols=(N, D, P_POST),
+    symbols=(N, D, AFTER),
     formula=_ouyang,
     source="Ouyang et al. 2024, arXiv:2411.17691",
     target=GAP,
+    restrictions=(QUANTIZED_AFTER,),
     published=(
         published("Ouyang et al. 2024, arXiv:2411.17691 (GPTQ, Pythia 160M-12B)",
                   k=0.017, gamma_D=0.5251, gamma_N=0.2261, rho=5.4967),

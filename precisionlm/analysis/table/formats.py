@@ -1,8 +1,11 @@
 """How coarse a number format is: its mean squared error on a Gaussian."""
 
+import re
 from functools import cache
 
 import numpy as np
+
+_NAMED = {"bf16": (8.0, 7.0), "bfloat16": (8.0, 7.0), "fp16": (5.0, 10.0), "float16": (5.0, 10.0), "fp4": (2.0, 1.0)}
 
 
 @cache
@@ -32,3 +35,13 @@ def gaussian_error(bits: float, exponent: float = 0.0, mantissa: float = 0.0) ->
     scales = np.geomspace(0.3, 30, 160)
     best = scales[int(np.argmin([error(s) for s in scales]))]
     return min(error(s) for s in np.linspace(best * 0.95, best * 1.05, 41))
+
+
+def exponent_mantissa(name: str | None) -> tuple[float, float]:
+    """Exponent and mantissa bits of a format by its name (int4: 0 and 3; e4m3, mxfp4); NaN where it does not say."""
+    text = (name or "").lower()
+    if found := re.search(r"e(\d+)m(\d+)", text):
+        return float(found[1]), float(found[2])
+    if found := re.search(r"(?:^|[^a-z])u?int(\d*)", text):
+        return 0.0, float(found[1]) - 1.0 if found[1] else np.nan
+    return next((parts for known, parts in _NAMED.items() if known in text), (np.nan, np.nan))

@@ -1,14 +1,23 @@
-"""Read a runs table and turn it into a law's columns. Every row is used or counted with the reason why not."""
+"""Turn a runs table into a law's columns. Every row is used or counted with the reason why not."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from precisionlm.analysis.laws.base import INF, Law, Symbol
-from precisionlm.errors import UserError, nearest
+from precisionlm.analysis.laws.base import Law, Symbol
+from precisionlm.analysis.table import units
+from precisionlm.analysis.table.cells import Columns, numbers, texts
+from precisionlm.analysis.table.derive import paired_gaps
+from precisionlm.analysis.table.exclusions import Exclusions
+from precisionlm.analysis.table.files import is_table, read
+from precisionlm.analysis.table.precision import after_training, mixture, scale_elements
+from precisionlm.analysis.table.symbols import name_it, resolve
+from precisionlm.errors import UserError
+from precisionlm.expressions import evaluate, truth
+
+__all__ = ["Table", "is_table", "prepare", "read", "where_mask"]
 
 CHANNEL_LOG2_BLOCK = 13.1567  # Sun et al. 2025, arXiv:2501.02423: a scale per channel counts as log2 B = 13.1567
 
@@ -19,7 +28,8 @@ class Table:
 
     columns: symbol -> (n,) float64. observed: (n,) loss or gap in nats/token. error: (n,) its standard error or NaN.
     rows: positions in the frame that was read. cell: (n,) number of the row's (N, D) pair. cluster: (n,) number of the
-    row's run. excluded: reason -> count. warnings: doubts in plain words. frame: the used rows as read.
+    row's run. excluded: reason -> count. warnings: doubts in plain words. frame: the used rows as read, with columns
+    that were computed. names: symbol -> column of `frame`.
     """
 
     law: Law
@@ -32,6 +42,7 @@ class Table:
     excluded: dict[str, int]
     warnings: tuple[str, ...]
     frame: pd.DataFrame = field(repr=False, compare=False)
+    names: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.observed)
@@ -49,67 +60,41 @@ class Table:
         )  # fmt: skip
 
 
-def read(path: str | Path) -> pd.DataFrame:
-    """A .csv or .parquet runs table. Raises UserError if it is missing, empty or unreadable."""
-    path = Path(path)
-    if path.suffix not in (".csv", ".parquet"):
-        raise UserError(f"{path}: a runs table ends in .csv or .parquet")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        frame = pd.read_csv(path, low_memory=False) if path.suffix == ".csv" else pd.read_parquet(path)
-    except Exception as problem:  # pandas and pyarrow raise many kinds for broken files
-        raise UserError(f"{path}: not a readable runs table ({str(problem).splitlines()[0]})") from problem
-    if frame.empty:
-        raise UserError(f"{path}: the table has no rows")
-    return frame.reset_index(drop=True)
-
-
-def parse_columns(text: str | None) -> dict[str, str]:
-    """`N=N_params,loss=val_loss` -> {symbol: column}."""
-    pairs = [part.partition("=") for part in (text or "").split(",") if part.strip()]
-    for symbol, equals, column in pairs:
-        if not (equals and symbol.strip() and column.strip()):
-            raise UserError(f"--columns '{text}': expected SYMBOL=COLUMN pairs such as N=N_params,loss=val_loss")
-    return {symbol.strip(): column.strip() for symbol, _, column in pairs}
-
-
 def where_mask(frame: pd.DataFrame, where: str) -> np.ndarray:
-    """Rows for which a boolean column, or an expression over columns such as `w_bits >= 4`, is true."""
-    try:
-        values = frame[where] if where in frame.columns else frame.eval(where, local_dict={}, global_dict={})
-        mask = np.asarray(values)
-        if mask.shape == (len(frame),) and mask.dtype == object:
-            mask = np.array([str(v).lower() in ("true", "1") for v in mask])
-    except Exception as problem:  # the expression is the user's: whatever it raises is about it
-        raise UserError(f"--where '{where}': {str(problem).splitlines()[0]}; columns: {_some(frame)}") from problem
-    if mask.shape != (len(frame),) or mask.dtype.kind not in "bui":
+    """(rows,) bool: where a boolean column, or an expression over columns such as `w_bits >= 4`, is true."""
+    columns = Columns(frame)
+    values = columns[where] if where in columns else evaluate(where, columns, "--where")
+    mask = truth(values)
+    if mask is None:
         raise UserError(f"--where '{where}' gives no true or false per row")
-    return mask.astype(bool)
+    return np.broadcast_to(mask, (len(frame),))
 
 
-def prepare(law: Law, frame: pd.DataFrame, columns: Mapping[str, str] | None = None, where: str | None = None) -> Table:
+def prepare(
+    law: Law,
+    frame: pd.DataFrame,
+    columns: Mapping[str, str] | None = None,
+    where: str | None = None,
+    drop_duplicates: bool = False,
+) -> Table:
     """Validate a runs table and select the rows that a law can use.
 
-    columns: symbol -> column name where it differs from the default. Raises UserError for missing columns, units that
-    cannot be counts, a mixed convention of N, or no usable row; each message names rows and columns.
+    columns: see `symbols.computed`. drop_duplicates: leave out rows that repeat an earlier one; they are kept
+    otherwise, with a warning. Raises UserError for missing columns, units that cannot be counts, a mixed convention of
+    N, or no usable row; each message names rows and columns.
     """
-    # A column named as the symbol itself stands in for a missing default column.
-    names = {
-        s.name: s.name if s.column not in frame.columns and s.name in frame.columns and not law.is_gap else s.column
-        for s in (*law.symbols, law.target)
-    }
-    unknown = [s for s in columns or {} if s not in names]
-    for name in unknown:
-        raise UserError(f"--columns: law {law.name} has no symbol '{name}'; {nearest(name, list(names))}")
-    names.update(columns or {})
-    derived = {names[s.name]: s.derive for s in (*law.symbols, law.target) if s.derive is not None}
-    frame = frame.assign(**{c: f(frame, names) for c, f in derived.items() if c not in frame.columns})
-    optional = {s.name for s in law.symbols if s.default is not None}
-    missing = [f"{n} ({s})" for s, n in names.items() if n not in frame.columns and s not in optional]
+    given = frame
+    frame, names = resolve(law, frame, columns)
+    target = names["gap" if law.is_gap else "loss"]
+    # Damage done after training cannot be read off a table that says nothing of it.
+    optional = {s.name for s in law.symbols if s.default is not None and not (law.is_gap and s.kind == "ptq_bits")}
+    needed = {s.name: names[s.name] for s in law.symbols if s.name not in optional} | {"loss": target}
+    missing = {name: column for name, column in needed.items() if column not in frame.columns}
     if missing:
-        raise UserError(f"law {law.name} needs column {', '.join(missing)}; the table has {_some(frame)}")
-    reasons = _excluded_rows(law, frame, where, names)
+        lacking = ", ".join(f"{column} ({name})" for name, column in missing.items())
+        raise UserError(f"law {law.name} needs column {lacking}; {name_it(given, next(iter(missing)))}")
+    out = Exclusions(len(frame))
+    _exclude_rows(law, frame, where, out)
     values: dict[str, np.ndarray] = {}
     for symbol in law.symbols:
         column = names[symbol.name]
@@ -117,180 +102,136 @@ def prepare(law: Law, frame: pd.DataFrame, columns: Mapping[str, str] | None = N
             assert symbol.default is not None
             values[symbol.name] = np.full(len(frame), symbol.default)
         else:
-            values[symbol.name] = _read_symbol(symbol, column, frame, reasons)
-    observed = _read_symbol(law.target, names["loss"], frame, reasons)
+            out.mark(mixture(frame, column), f"{column} describes only a share of its values: mixed precision")
+            values[symbol.name] = _read_symbol(symbol, column, frame, out)
+    observed = _read_symbol(law.target, target, frame, out)
+    for symbol in law.symbols if law.is_gap else ():
+        none = {"ptq_bits": np.inf, "group": 1.0}.get(symbol.kind)
+        if none is not None:
+            out.mark(values[symbol.name] == none, f"{names[symbol.name]} says that nothing is quantized: no gap")
     for restriction in law.restrictions:
-        _mark(reasons, restriction.excludes(values), restriction.reason)
-    keep = reasons == ""
+        out.mark(restriction.excludes(values), restriction.reason)
+    repeated = _repeated(frame, target, out.keep)
+    if drop_duplicates:
+        out.mark(repeated, "duplicate of an earlier row")
+    keep = out.keep
     if not keep.any():
-        raise UserError(f"no row of {len(frame)} can be used: {_counts(reasons)}")
-    warnings = [*_check_units(names, frame, keep), *_check_size_convention(names, frame, keep)]
-    _check_loss(names["loss"], observed, keep)
-    error_column = names["loss"] + "_se"
-    error = _numbers(frame, error_column) if error_column in frame.columns else np.full(len(frame), np.nan)
+        counted = "; ".join(f"{count} x {reason}" for reason, count in out.counts().items())
+        raise UserError(f"law {law.name}: no row of {len(frame)} can be used: {counted}")
+    warnings = units.check(names, frame, keep, observed) + units.check_size_convention(names, frame, keep)
+    if repeated.any() and not drop_duplicates:
+        warnings.append(f"{int(repeated.sum())} rows repeat an earlier one exactly and count as runs of their own; "
+                        "--drop-duplicates leaves them out")  # fmt: skip
+    used = frame if keep.all() else frame[keep]
     table = Table(
         law=law,
         columns={k: v[keep] for k, v in values.items()},
         observed=observed[keep],
-        error=error[keep],
+        error=_errors(used, target, law.is_gap),
         rows=np.flatnonzero(keep),
         cell=_groups([values[k][keep] for k in ("N", "D") if k in values], int(keep.sum())),
-        cluster=_clusters(frame[keep]),
-        excluded=_counts(reasons),
+        cluster=_clusters(used),
+        excluded=out.counts(),
         warnings=tuple(warnings),
-        frame=frame[keep],
+        frame=used,
+        names=names,
     )
     return replace(table, warnings=(*table.warnings, *_too_few_cells(table)))
 
 
-def _excluded_rows(law: Law, frame: pd.DataFrame, where: str | None, names: Mapping[str, str]) -> np.ndarray:
-    """(rows,) the reason a row is left out before its values are looked at, or ''."""
-    reasons = np.full(len(frame), "", dtype=object)
+def _exclude_rows(law: Law, frame: pd.DataFrame, where: str | None, out: Exclusions) -> None:
+    """Leave out rows before their values are looked at."""
     if where:
-        _mark(reasons, ~where_mask(frame, where), f"--where {where} is not true")
+        out.mark(~where_mask(frame, where), f"--where {where} is not true")
     if "status" in frame.columns:
-        status = frame["status"].astype(str)
-        for state in sorted(set(status) - {"done"}):
-            _mark(reasons, (status == state).to_numpy(), f"status is {state}")
+        status = texts(frame, "status")
+        for state in sorted({str(s) for s in set(status) - {"done", None}}):
+            out.mark(status == state, f"status is {state}")
+        out.mark(np.array([s is None for s in status], bool), "status is missing")
+    reads_ptq = any(s.kind == "ptq_bits" for s in law.symbols)
     if "evaluation" in frame.columns:
-        evaluation = frame["evaluation"].astype(str).to_numpy()
+        evaluation = texts(frame, "evaluation")
         for other in ("bf16", "recipe"):
-            _mark(reasons, evaluation == other, f"evaluation is {other}: not at the precision trained at")
-        _mark(
-            reasons,
-            _on_fewer_tokens(frame, (evaluation == "trained") & (reasons == "")),
-            "the same run was evaluated on more tokens",
-        )
-        reads_ptq = any(s.kind == "ptq_bits" for s in law.symbols)
+            out.mark(evaluation == other, f"evaluation is {other}: not at the precision trained at")
+        trained = (evaluation == "trained") & out.keep
+        out.mark(_on_fewer_tokens(frame, trained), "the same run was evaluated on more tokens")
         if not reads_ptq:
-            _mark(reasons, evaluation == "ptq", f"evaluation is ptq: law {law.name} has no post-training term")
-    identity = [c for c in ("run_id", "evaluation", "ptq_method", "ptq_bits", "ptq_group") if c in frame.columns]
-    identity = [*identity, names["loss"]] if "run_id" in identity else list(frame.columns)
-    _mark(reasons, frame.duplicated(identity).to_numpy(), "duplicate of an earlier row")
-    return reasons
+            out.mark(evaluation == "ptq", f"evaluation is ptq: law {law.name} has no post-training term")
+    if not reads_ptq and "ptq_bits" in frame.columns:
+        out.mark(~np.isposinf(after_training(frame)), f"quantized after training: law {law.name} has no term for it")
 
 
 def _on_fewer_tokens(frame: pd.DataFrame, trained: np.ndarray) -> np.ndarray:
     """(rows,) whether another of the rows `trained` evaluates the same run on more tokens: a run counts once."""
     if not {"run_id", "val_tokens"} <= set(frame.columns):
         return np.zeros(len(frame), bool)
-    tokens = pd.Series(np.where(trained, _numbers(frame, "val_tokens"), np.nan))
+    tokens = pd.Series(np.where(trained, numbers(frame, "val_tokens"), np.nan))
     return (tokens < tokens.groupby(frame["run_id"].to_numpy()).transform("max")).to_numpy()
 
 
-def _read_symbol(symbol: Symbol, column: str, frame: pd.DataFrame, reasons: np.ndarray) -> np.ndarray:
-    """(rows,) float64 values; marks rows whose value the symbol cannot take."""
+def _read_symbol(symbol: Symbol, column: str, frame: pd.DataFrame, out: Exclusions) -> np.ndarray:
+    """(rows,) float64 values; leaves out rows whose value is missing or one that the symbol cannot take."""
     if symbol.kind == "category":
-        text = frame[column].map(level).to_numpy()
+        text = texts(frame, column)
         codes = {level: float(i) for i, level in enumerate(symbol.levels)}
-        values = np.array([codes.get(t, np.nan) for t in text])
-        _mark(reasons, np.isnan(values), f"{column} is not one of {', '.join(symbol.levels)}")
+        out.mark(np.array([t is None for t in text], bool), f"{column} is missing")
+        values = pd.Series(text).map(codes).to_numpy(float)
+        out.mark(np.isnan(values), f"{column} is not one of {', '.join(symbol.levels)}")
         return values
-    values = _numbers(frame, column)
-    if symbol.kind == "ptq_bits":
-        bad = ~np.isnan(values) & ~(values > 0)
-        _mark(reasons, bad, f"{column} is not positive")
-        return np.where(np.isnan(values), INF, values)
-    if symbol.kind == "block":
-        values = np.where(np.isnan(values) | (values <= 1), 1.0, values)
-        return np.where(np.isinf(values), CHANNEL_LOG2_BLOCK, np.log2(np.where(np.isinf(values), 1.0, values)))
-    if symbol.kind == "group":
-        width = _numbers(frame, "width") if "width" in frame.columns else np.full(len(frame), np.nan)
-        values = np.where(np.isinf(values), width, np.where(np.isnan(values) | (values < 1), 1.0, values))
-        _mark(reasons, np.isnan(values), f"{column} is inf (one scale per channel) and there is no column width")
-        return np.where(np.isnan(values), 1.0, values)
-    _mark(reasons, np.isnan(values), f"{column} is missing")
-    _mark(reasons, np.isinf(values), f"{column} is not finite")
+    if symbol.kind in ("block", "group"):
+        return _read_elements(symbol.kind, column, frame, out)
+    values = after_training(frame, column) if symbol.kind == "ptq_bits" else numbers(frame, column)
+    out.mark(np.isnan(values), f"{column} is missing")
+    if symbol.kind != "ptq_bits":
+        out.mark(np.isinf(values), f"{column} is not finite")
     low = -1e-12 if symbol.kind == "field" else 0.0
-    _mark(reasons, ~(values > low) & np.isfinite(values), f"{column} is not positive")
-    return np.where(np.isfinite(values) & (values > low), values, 1.0)
+    out.mark(values <= low, f"{column} is {'negative' if symbol.kind == 'field' else 'not positive'}")
+    usable = (values > low) & (np.isfinite(values) | (symbol.kind == "ptq_bits"))
+    return np.where(usable, values, 1.0)
 
 
-def level(value: object) -> str:
-    """A category as text; 16.0 and '16' are the same level."""
-    text = str(value)
-    return text[:-2] if text.endswith(".0") else text
+def _read_elements(kind: str, column: str, frame: pd.DataFrame, out: Exclusions) -> np.ndarray:
+    """Elements that share a scale: themselves (`group`) or as their logarithm to base 2 (`block`)."""
+    values, idle = scale_elements(frame, column)
+    out.mark(np.isnan(values), f"{column} is missing, and nothing says that the row is unquantized")
+    out.mark(idle, f"{column} is of an unquantized operand while others are quantized: name theirs with --columns")
+    out.mark(values < 1, f"{column} is below 1: 1 for no scale, inf for one a channel")
+    values = np.where(values >= 1, values, 1.0)
+    if kind == "block":
+        return np.where(np.isinf(values), CHANNEL_LOG2_BLOCK, np.log2(np.where(np.isinf(values), 1.0, values)))
+    width = numbers(frame, "width") if "width" in frame.columns else np.full(len(frame), np.nan)
+    values = np.where(np.isinf(values), width, values)
+    out.mark(np.isnan(values), f"{column} is inf (one scale per channel) and there is no column width")
+    return np.where(np.isnan(values), 1.0, values)
 
 
-def _numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
-    values = pd.to_numeric(frame[column], errors="coerce")
-    wrong = values.isna() & frame[column].notna() & (frame[column].astype(str).str.lower() != "nan")
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise UserError(f"column {column}, row {row + 1}: '{frame[column].iloc[row]}' is not a number")
-    return values.to_numpy(float)
+def _repeated(frame: pd.DataFrame, target: str, keep: np.ndarray) -> np.ndarray:
+    """(rows,) whether a kept row equals an earlier kept one: in all that was read, or as the same evaluation of a run
+    with the same result. The number that pandas writes in front of rows is no part of them."""
+    identity = [c for c in ("run_id", "evaluation", "ptq_method", "ptq_bits", "ptq_group") if c in frame.columns]
+    everything = [c for c in frame.columns if not str(c).startswith("Unnamed:")]
+    identity = [*identity, target] if "run_id" in identity else everything
+    repeated = np.zeros(len(frame), bool)
+    repeated[keep] = frame.loc[keep, identity].duplicated().to_numpy()
+    return repeated
 
 
-def _mark(reasons: np.ndarray, rows: np.ndarray, reason: str) -> None:
-    """The first reason found for a row stands."""
-    reasons[np.asarray(rows, bool) & (reasons == "")] = reason
-
-
-def _counts(reasons: np.ndarray) -> dict[str, int]:
-    marked, counts = np.unique([r for r in reasons if r], return_counts=True)
-    return {str(k): int(v) for k, v in zip(marked, counts, strict=True)}
-
-
-def _some(frame: pd.DataFrame, most: int = 12) -> str:
-    names = [str(c) for c in frame.columns]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _rows(index: np.ndarray) -> str:
-    shown = ", ".join(str(i + 1) for i in index[:5])
-    return f"row{'s' if len(index) > 1 else ''} {shown}" + (f" and {len(index) - 5} more" if len(index) > 5 else "")
-
-
-def _check_units(names: Mapping[str, str], frame: pd.DataFrame, keep: np.ndarray) -> list[str]:
-    """N and D must be counts: a column of 30, 60, 220 is in millions."""
-    for symbol, limit, unit in (("N", 1e3, "parameters"), ("D", 1e4, "tokens")):
-        if symbol not in names:
-            continue
-        values = _numbers(frame, names[symbol])
-        small = np.flatnonzero(keep & (values < limit))
-        if len(small):
-            example = values[small[0]]
-            raise UserError(
-                f"column {names[symbol]}, {_rows(small)}: {example:g} {unit} cannot be a count; give {symbol} in "
-                f"{unit} (30e6, not 30)"
-            )
-    return []
-
-
-def _check_size_convention(names: Mapping[str, str], frame: pd.DataFrame, keep: np.ndarray) -> list[str]:
-    """N is counted without embeddings, in every row alike."""
-    if names.get("N") == "N_params" and "N_total" in frame.columns:
-        size, total = _numbers(frame, "N_params"), _numbers(frame, "N_total")
-        wrong = np.flatnonzero(keep & (size > total))
-        if len(wrong):
-            raise UserError(f"{_rows(wrong)}: N_params is larger than N_total; N_params counts without embeddings")
-        equal = np.flatnonzero(keep & (size == total))
-        if 0 < len(equal) < int(keep.sum()):
-            raise UserError(
-                f"{_rows(equal)}: N_params equals N_total there and not elsewhere: two conventions of N in one table; "
-                "count N without embeddings in every row"
-            )
-    if "model" in frame.columns and "N" in names:
-        spread = frame[keep].groupby("model")[names["N"]].nunique()
-        mixed = spread[spread > 1]
-        if len(mixed):
-            return [f"model {mixed.index[0]} has {mixed.iloc[0]} different values of {names['N']}: mixed conventions?"]
-    return []
-
-
-def _check_loss(column: str, observed: np.ndarray, keep: np.ndarray) -> None:
-    high = np.flatnonzero(keep & (observed > 20))
-    if len(high):
-        raise UserError(
-            f"column {column}, {_rows(high)}: {observed[high[0]]:g} nats/token is above any vocabulary's uniform loss; "
-            "is it a perplexity? give its logarithm"
-        )
+def _errors(frame: pd.DataFrame, target: str, is_gap: bool) -> np.ndarray:
+    """(rows,) standard error of the loss or gap, NaN where unknown."""
+    column = target + "_se"
+    return numbers(frame, column) if column in frame.columns else (
+        paired_gaps(frame, "delta_se") if is_gap and target == "gap" else np.full(len(frame), np.nan))  # fmt: skip
 
 
 def _groups(keys: list[np.ndarray], size: int) -> np.ndarray:
+    """(rows,) number of each row's combination of values, in their order."""
     if not keys:
         return np.zeros(size, int)
-    return np.unique(np.stack(keys, 1), axis=0, return_inverse=True)[1].reshape(-1)
+    code = np.zeros(size, np.int64)
+    for values in keys:
+        found, position = np.unique(values, return_inverse=True)
+        code = code * len(found) + position
+    return np.unique(code, return_inverse=True)[1].reshape(-1)
 
 
 def _clusters(frame: pd.DataFrame) -> np.ndarray:

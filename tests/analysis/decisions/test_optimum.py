@@ -97,8 +97,14 @@ def test_budgets_that_buy_nothing_are_refused():
         compute_optimal(KUMAR, K, -1.0)
     with pytest.raises(UserError, match="nothing is left"):
         compute_optimal(KUMAR, K, 1e20, n=1e9, d=1e9, bits=4)
-    with pytest.raises(UserError, match="buys no run"):
+    with pytest.raises(UserError, match="undefined at P_a = 3 alone"):
         compute_optimal(KUMAR, K, 1e20, n=1e9, bits=3)
+    with pytest.raises(UserError, match="--inference-tokens 1e\\+13"):
+        compute_optimal(KUMAR, K, 1e20, Cost(inference_tokens=1e13), n=1e9, bits=8)
+    with pytest.raises(UserError, match="--tokens nan"):
+        compute_optimal(KUMAR, K, 1e20, d=float("nan"))
+    with pytest.raises(UserError, match="gap alone"):
+        compute_optimal(laws.get("ouyang"), laws.get("ouyang").published[0].as_dict(), 1e20)
     with pytest.raises(UserError, match="--at G="):
         compute_optimal(laws.get("chen"), laws.get("chen").published[0].as_dict(), 1e21)
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from precisionlm.analysis import laws
-from precisionlm.analysis.figures import forms, kumar, stepwise
+from precisionlm.analysis.figures import kumar, stepwise, sun
 from precisionlm.analysis.figures import rows as figure_rows
 
 
@@ -41,10 +41,10 @@ def test_every_comparison_of_runs_is_drawn(float_runs):
 
 
 def test_two_forms_are_fitted_on_the_same_rows(float_runs):
-    drawn = forms.draw(float_runs[float_runs["w_group"] != 128.0])
+    drawn = sun.pairs_of_forms(float_runs[float_runs["w_group"] != 128.0])
     titles = [ax.get_title() for ax in drawn["fig01_kumar_and_sun_forms"].axes]
-    kumar, sun = (float(t.split("residual ")[1].split(" %")[0]) for t in titles)
-    assert sun < 0.1 < kumar
+    first, second = (float(t.split("residual ")[1].split(" %")[0]) for t in titles)
+    assert second < 0.1 < first
     assert "fig08_chinchilla_and_kaplan_forms" not in drawn  # nine unquantized runs are too few
 
 

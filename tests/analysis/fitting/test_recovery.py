@@ -48,6 +48,16 @@ def free_power_grid():
     return cells((30e6, 220e6), (1.5e9, 6e9, 26e9)).merge(widths, how="cross")
 
 
+def repeated_grid():
+    """Up to 60 repetitions, and sizes far above what the distinct tokens ask for."""
+    return cells((1e7, 1e8, 1e9, 8e9), (3e9, 1e10, 3e10, 9e10), U=[1e8, 5e8, 3e9, 9e10])
+
+
+def schedule_grid():
+    frame = cells((30e6, 220e6), (1.5e9, 6e9, 26e9), P_post=[3.0, 4, 5], r=[0.0, 0.1, 0.5, 1.0])
+    return frame.merge(pd.DataFrame({"s": [0.1, 0.5, 0.9]}), how="cross")
+
+
 def sun_grid():
     formats = [(0, 7), *((1, m) for m in range(1, 7)), (2, 1), (2, 3), (3, 1), (3, 2), (4, 1), (4, 3), (4, 5), (5, 1),
                (5, 2), (6, 1)]  # fmt: skip
@@ -57,14 +67,21 @@ def sun_grid():
 
 
 GAUSSIAN = {"A": 400.0, "alpha": 0.35, "B": 900.0, "E": 1.9, "l": 1.0, "f": 0.45, "c": 1.1}
+KUMAR = laws.get("kumar").published[0].as_dict() | {"b": 0.0, "C_T": 0.0598 * np.exp(1.1277)}
+UNTIED = KUMAR | {"alpha": 0.52, "beta": 0.46, "A": 6000.0, "B": 8000.0, "E": 2.7}
+BASE = {"A": 400.0, "alpha": 0.34, "B": 900.0, "beta": 0.3, "E": 1.8}
+REPEATED = {"R_D": 15.4, "R_N": 5.3, "A": 521.0, "B": 1488.0, "E": 1.87, "alpha": 0.36, "beta": 0.34}
 ALTERNATIVE = {"A": 4299.0, "alpha": 0.4965, "B": 18060.0, "E": 2.7648}
 FREE_POWER = ALTERNATIVE | {"gamma_w": 2.0, "n_w": 0.1, "s_w": 1.6, "gamma_a": 1.8, "n_a": 0.2, "s_a": 1.4,
                             "gamma_kv": 1.5, "n_kv": 0.3, "s_kv": 1.2}  # fmt: skip
-UNIFIED = laws.get("kumar").published[0].as_dict() | {"b": 0.0, "C_T": 0.0598 * np.exp(1.1277), "C_w": 0.5, "C_a": 0.8,
-                                                      "C_kv": 0.3}  # fmt: skip
+UNIFIED = KUMAR | {"C_w": 0.5, "C_a": 0.8, "C_kv": 0.3}
 CASES = {
     "chinchilla": (cells((6e7, 2e8, 6e8, 2e9, 1.6e10), (1e9, 3e9, 1e10, 3e10, 3e11)), {}),
     "chinchilla_tied": (cells(), {}),
+    "kaplan_offset": (cells((1e6, 1e7, 1e8, 1e9), (2e7, 2e8, 2e9, 2e10)),
+                      {"alpha_N": 0.4, "alpha_D": 0.45, "N_c": 2e8, "D_c": 4e9, "E": 1.7}),
+    "data_constrained": (repeated_grid(), {}),
+    "data_constrained_beta": (repeated_grid(), REPEATED),
     "kaplan": (cells((1e6, 1e7, 1e8, 1e9), (2e7, 2e8, 2e9, 2e10)), {}),
     "kumar": (kumar_grid(post=True), {"b": 0.0, "C_T": 0.0598 * np.exp(1.1277)}),
     "kumar_no_offsets": (kumar_grid(post=True), {"b": 0.0, "C_T": 0.0598 * np.exp(1.1277)}),
@@ -72,6 +89,15 @@ CASES = {
     "kumar_free_power": (free_power_grid(), FREE_POWER),
     "kumar_neff_w": (cells(P_w=[3.0, 4, 5, 6, 7, 8, 12, 16]), {}),
     "kumar_unified": (unified_grid(), UNIFIED),
+    "kumar_beta": (kumar_grid(post=True), UNTIED),
+    "kumar_unified_beta": (unified_grid(), UNIFIED | UNTIED),
+    "kumar_neff_a": (cells(P_a=[4.0, 5, 6, 7, 8, 12, 16]), {}),
+    "kumar_neff_wa": (kumar_grid(), {}),
+    "kumar_neff_beta": (kumar_grid(), UNTIED),
+    "kumar_neff_w_beta": (cells(P_w=[3.0, 4, 5, 6, 7, 8, 12, 16]), UNTIED),
+    "kumar_neff_a_beta": (cells(P_a=[4.0, 5, 6, 7, 8, 12, 16]), UNTIED),
+    "kumar_neff_wa_beta": (kumar_grid(), UNTIED),
+    "kumar_ptq_schedule": (schedule_grid(), KUMAR | {"kappa_r": -1.2, "kappa_s": 0.6}),
     "kumar_ptq": (cells(P_post=[3.0, 4, 5, 6]), {"b": 0.0, "C_T": 0.0598 * np.exp(1.1277)}),
     "kumar_additive": (cells(P_w=[3.0, 4, 5, 6, 8, 12, 16]), ALTERNATIVE | {"C": 3.0, "rho": 2.5}),
     "kumar_multiplicative": (cells(P_w=[3.0, 4, 5, 6, 8, 12, 16]), ALTERNATIVE | {"C": 4.0, "rho": 2.0}),
@@ -86,7 +112,17 @@ CASES = {
     "chen_gap": (cells(CHEN, CHEN_BUDGETS, G=[32.0, 64, 128, 256, 1024]), {}),
     "ouyang": (cells(P_post=[2.0, 3, 4]), {}),
     "frantar": (cells(P=np.arange(17.0)), {}),
+    "frantar_optimizer": (cells(P=[0.0, 1.0], O=[0.0, 1.0]),
+                          BASE | {"eff_muon": 1.3, "eff_adamw:int4": 0.6, "eff_muon:int4": 0.5}),
+    "format_gap": (cells(P=[0.0, 1.0, 2.0]), BASE | {"delta_int4": 0.12, "delta_int8": -0.01}),
+    "format_gap_paired": (cells(P=[1.0, 2.0]),
+                          {"delta_int4": 0.12, "delta_int8": 0.03, "gamma_D": -0.124, "gamma_N": 0.2}),
+    "format_gap_scaled": (cells(P=[0.0, 1.0, 2.0]),
+                          BASE | {"delta_int4": 0.12, "delta_int8": -0.03, "gamma_D": -0.124, "gamma_N": 0.2}),
+    "quartet_schemes": (cells((3e7, 5e7, 1e8, 2e8), (1e9, 3e9, 1e10, 5e10), forward=[0.0, 1.0], backward=[0.0, 1.0]),
+                        laws.get("quartet").published[0].as_dict() | {"eff_N_mxfp4": 0.65, "eff_D_mxfp4": 0.89}),
     "quartet": (cells((3e7, 5e7, 1e8, 2e8), (1e9, 3e9, 1e10, 5e10), forward=[0.0, 1.0], backward=[0.0, 1.0]), {}),
+    "gaussian_mse_beta": (cells(gmse=[1e-5, 1e-4, 1e-3, 0.013, 0.047, 0.19]), GAUSSIAN | {"beta": 0.31}),
     "gaussian_mse": (cells(gmse=[1e-5, 1e-4, 1e-3, 0.013, 0.047, 0.19]), GAUSSIAN),
 }  # fmt: skip
 
@@ -132,7 +168,9 @@ def test_derivatives_match_finite_differences(name):
         )
 
 
-@pytest.mark.parametrize("name", ["sun", "chen_gap", "ouyang", "quartet", "kumar_unified", "gaussian_mse"])
+@pytest.mark.parametrize("name", ["sun", "chen_gap", "ouyang", "quartet", "kumar_unified", "gaussian_mse",
+                                  "kaplan_offset", "data_constrained", "format_gap_scaled", "kumar_ptq_schedule",
+                                  "frantar_optimizer", "kumar_neff_wa_beta"])  # fmt: skip
 def test_constants_come_back(name):
     result = fit(simulate(name, 1, noise=1e-5), parse_objective("squares"), starts=64)
     assert result.status in (Status.CONVERGED, Status.ILL_CONDITIONED)

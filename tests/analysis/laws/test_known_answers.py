@@ -51,9 +51,9 @@ def test_compare_ranks_laws_on_public_runs(public):
     found = compare(
         frame, ["chinchilla", "kumar_neff_w", "frantar"], names, "group in ('quest_int_wa', 'bf16')", starts=32
     )
-    assert [s.fit.law.name for s in found.scores] == ["frantar", "kumar_neff_w", "chinchilla"]
+    assert [s.name for s in found.scores] == ["frantar", "kumar_neff_w", "chinchilla"]
     assert found.differences["chinchilla"][1] > 0 and found.rows == 54
-    assert all(s.held_out["largest N"] >= 0 for s in found.scores)
+    assert all(0 < s.held_out["largest N"].median <= s.held_out["largest N"].worst for s in found.scores)
 
 
 def test_free_powers_help_on_public_runs(public):

@@ -1,6 +1,8 @@
 """Laws: printed constants give the papers' printed numbers, derivatives are right, undefined means +inf."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,3 +106,12 @@ def test_objective_gradient_matches_finite_differences(kumar_runs):
         step[i] = 1e-7
         numeric = (value(point + step) - value(point - step)) / 2e-7
         assert solution.gradient[0, i] == pytest.approx(numeric, rel=2e-3, abs=1e-5), law.names[i]
+
+
+def test_every_law_stands_in_the_list_of_laws():
+    """docs/laws.md names each, alone or as an ending (`…_w`, `_deff`) in the row of its family."""
+    page = (Path(__file__).parents[3] / "docs" / "laws.md").read_text()
+    named = set(re.findall(r"`…?(\w+)`", page))
+    for name in laws.LAWS:
+        base = name.removesuffix("_beta")
+        assert name in named or base in named or any(base.endswith(end) for end in named if end.startswith("_")), name

@@ -1,12 +1,20 @@
 """The page and its figures: self-contained, escaped, written whole or not at all."""
 
+import hashlib
 import re
+import shlex
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from precisionlm.analysis.decisions.summary import decisions
 from precisionlm.analysis.fitting.analyze import analyze
+from precisionlm.analysis.fitting.fit import fit
 from precisionlm.analysis.report.report import write_report
+from precisionlm.cli.main import main
 from precisionlm.errors import UserError
+from precisionlm.training.provenance import package_version
 
 
 def test_report_is_self_contained_and_says_what_it_found(tiny_runs, tmp_path):
@@ -14,7 +22,8 @@ def test_report_is_self_contained_and_says_what_it_found(tiny_runs, tmp_path):
     summary = write_report(tiny_runs, [analysis], tmp_path / "report.html")
     page = summary.path.read_text()
     assert not re.search(r'(src|href)="(https?:|//|[a-z]+\.)', page)
-    assert (page.count("<svg") == 5 and "gamma_w" in page and "at-bound" in page) or "ill-conditioned" in page
+    assert page.count("<svg") == len(summary.figures) // 2 == 7
+    assert "gamma_w" in page and analysis.result.status.value in page
     assert {p.suffix for p in summary.figures} == {".svg", ".png"}
     assert all(p.stat().st_size > 2000 for p in summary.figures)
     assert any("12 runs are too few to trust" in line for line in summary.lines)
@@ -36,3 +45,65 @@ def test_unwritable_place_is_one_clear_line(tiny_runs, tmp_path):
         write_report(tiny_runs, [analysis], tmp_path / "file" / "report.html")
     with pytest.raises(UserError, match="at least one fit"):
         write_report(tiny_runs, [], tmp_path / "r.html")
+
+
+def test_the_page_says_what_made_it_and_shows_the_fitted_column(tiny_runs, tmp_path):
+    frame = tiny_runs.rename(columns={"val_loss": "my_nats"})
+    path, out = tmp_path / "runs.csv", tmp_path / "page.html"
+    frame.to_csv(path, index=False)
+    words = ["report", "--runs", str(path), "--law", "chinchilla_tied", "--columns", "loss=my_nats", "--starts", "8",
+             "--bootstrap", "0", "-o", str(out)]  # fmt: skip
+    assert main(words) == 0
+    page = out.read_text()
+    assert f"<code>precisionlm {shlex.join(words)}</code>" in page and f"<code>{package_version()}</code>" in page
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in page
+    assert "Fitted to <code>my_nats</code>" in page and "<th>my_nats</th>" in page
+    assert f"{frame['my_nats'].iloc[0]:.6g}" in page
+
+
+def test_each_law_is_fitted_once(tiny_runs, tmp_path, monkeypatch):
+    fitted = []
+
+    def counted(table, *arguments, **named):
+        fitted.append(table.law.name)
+        return fit(table, *arguments, **named)
+
+    for module in ("analyze", "compare"):
+        monkeypatch.setattr(f"precisionlm.analysis.fitting.{module}.fit", counted)
+    tiny_runs[tiny_runs["evaluation"] == "trained"].to_csv(tmp_path / "runs.csv", index=False)
+    words = [
+        "--law",
+        "chinchilla_tied,kumar_neff_w",
+        "--starts",
+        "8",
+        "--bootstrap",
+        "0",
+        "-o",
+        str(tmp_path / "p.html"),
+    ]
+    assert main(["report", "--runs", str(tmp_path / "runs.csv"), *words]) == 0
+    assert sorted(fitted) == ["chinchilla_tied", "kumar_neff_w"]
+    page = (tmp_path / "p.html").read_text()
+    assert "Comparison of laws" in page and page.count("Observed against predicted for runs") == 2
+
+
+def test_decisions_carry_what_plan_says(tiny_runs):
+    analysis = analyze(tiny_runs, "kumar", starts=32, resamples=20)
+    said = decisions(analysis)
+    assert len(said) == 6 and all("Beware" in line for line in said)
+    budgets, critical = said[:3], said[3:]
+    assert all(f"the fit is {analysis.result.status.value}" in line for line in said)
+    assert "times the largest in the table: an extrapolation" in budgets[2]
+    low = [line for line in critical if "more training makes it worse" in line]
+    assert low and all("[" in line or "do not determine" in line for line in low)
+
+
+def test_decisions_of_formats_name_one():
+    rows = [{"N_params": n, "D_tokens": d, "recipe": name,
+             "val_loss": 406.4 * (n * x) ** -0.34 + 410.7 * d**-0.28 + 1.69}
+            for n in (3e7, 1e8, 3e8) for d in (1e9, 3e9, 1e10)
+            for name, x in (("bf16", 1.0), ("int4", 0.7))]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    frame["val_loss"] *= np.exp(1e-3 * np.random.default_rng(0).normal(size=len(frame)))
+    said = decisions(analyze(frame, "frantar", starts=8))
+    assert len(said) == 3 and all("tokens in int4 (4 bits)" in line for line in said)

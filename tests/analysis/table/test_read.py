@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from precisionlm.analysis import laws
-from precisionlm.analysis.table.read import parse_columns, prepare, read, where_mask
+from precisionlm.analysis.fitting.analyze import select
+from precisionlm.analysis.table.read import prepare, read, where_mask
 from precisionlm.errors import UserError
 
 CHINCHILLA = laws.get("chinchilla")
@@ -32,9 +33,27 @@ def test_every_row_is_used_or_counted():
     assert list(table.rows) == [2, 3, 4, 5, 6]
 
 
+def test_rows_without_a_status_are_counted_too():
+    status = pd.Series(["done"] * 6 + [None, " ", "failed"])
+    for column in (status, status.astype(object), status.astype("category")):
+        found = prepare(CHINCHILLA, runs(status=column)).excluded
+        assert found == {"status is failed": 1, "status is missing": 2}
+
+
 def test_duplicates_are_counted_and_seeds_are_kept():
     frame = pd.concat([runs(seed=0), runs(seed=0).iloc[:2], runs(seed=1).iloc[:2]], ignore_index=True)
-    assert prepare(CHINCHILLA, frame).excluded == {"duplicate of an earlier row": 2}
+    kept = prepare(CHINCHILLA, frame)
+    assert len(kept) == 13 and kept.excluded == {}
+    assert "2 rows repeat an earlier one exactly" in kept.warnings[0] and "--drop-duplicates" in kept.warnings[0]
+    dropped = prepare(CHINCHILLA, frame, drop_duplicates=True)
+    assert dropped.excluded == {"duplicate of an earlier row": 2} and dropped.warnings == ()
+
+
+def test_the_same_result_of_a_run_is_a_duplicate_and_an_index_column_hides_none(tiny_runs):
+    twice = pd.concat([tiny_runs, tiny_runs.assign(name="again")], ignore_index=True)
+    assert prepare(laws.get("kumar"), twice, drop_duplicates=True).excluded == {"duplicate of an earlier row": 24}
+    indexed = pd.concat([runs(), runs()], ignore_index=True).assign(**{"Unnamed: 0": range(18)})
+    assert "9 rows repeat" in prepare(CHINCHILLA, indexed).warnings[0]
 
 
 def test_evaluations_a_law_says_nothing_about_are_counted(tiny_runs):
@@ -92,11 +111,9 @@ def test_missing_column_is_named():
 
 def test_columns_rename_and_unknown_symbols_are_refused():
     frame = runs().rename(columns={"N_params": "size", "D_tokens": "tokens"})
-    assert len(prepare(CHINCHILLA, frame, parse_columns("N=size, D=tokens"))) == 9
+    assert len(prepare(CHINCHILLA, frame, {"N": "size", "D": "tokens"})) == 9
     with pytest.raises(UserError, match="no symbol 'M'"):
         prepare(CHINCHILLA, frame, {"M": "size"})
-    with pytest.raises(UserError, match="SYMBOL=COLUMN"):
-        parse_columns("N:size")
 
 
 def test_a_column_named_as_the_symbol_is_found():
@@ -130,7 +147,7 @@ def test_files(tmp_path):
     (tmp_path / "empty.csv").write_text("N_params,val_loss\n")
     (tmp_path / "broken.parquet").write_text("no")
     for name, message in (("none.csv", "no such file"), ("empty.csv", "no rows"), ("broken.parquet", "not a readable"),
-                          ("t.xlsx", "ends in .csv or .parquet")):  # fmt: skip
+                          ("t.xlsx", "ends in .csv, .tsv")):  # fmt: skip
         with pytest.raises(UserError, match=message):
             read(tmp_path / name)
 
@@ -141,3 +158,30 @@ def test_gaps_are_computed_against_the_unquantized_run(tiny_runs):
     expected = first.val_loss.iloc[1] - first.val_loss.iloc[0]
     assert table.observed[0] == pytest.approx(expected)
     assert table.excluded["gap is missing"] == 4
+
+
+CHANGES = {
+    "missing": lambda column: np.nan, "text": lambda column: "x", "negative": lambda column: -1.0,
+    "endless": lambda column: np.inf, "halved": lambda column: column.where(np.arange(len(column)) % 2 == 0),
+    "words": lambda column: column.astype(str), "kinds": lambda column: column.astype("category"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_a_column_holds_is_used_counted_or_one_line(tiny_runs, change):
+    frame = tiny_runs.assign(
+        w_group=32.0, w_exponent=0.0, w_mantissa=3.0, w_scale="group", w_share=1.0, width=64, val_tokens=100, delta=0.1,
+        delta_to="other/trained", dgrad_dy_bits=16.0, fwd_format=tiny_runs.recipe, bwd_format="bf16", flops=1e15,
+        vocab_size=300, ptq_method="none", model="m", seed=0,
+    )  # fmt: skip
+    for column in frame.columns:
+        changed = frame.assign(**{column: CHANGES[change](frame[column])})
+        for name in ("kumar", "kumar_ptq", "chen_gap", "frantar", "gaussian_mse"):
+            try:
+                table = select(name, changed)
+            except UserError as problem:
+                assert "\n" not in str(problem)
+                continue
+            assert len(table) + sum(table.excluded.values()) == len(frame)
+            assert all(np.isfinite(v).all() for k, v in table.columns.items() if k != "P_post")
+            assert np.isfinite(table.observed).all()

@@ -1,0 +1,116 @@
+"""What the arguments of the verb plan ask: which law with which constants, what is kept, what training costs."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from precisionlm.analysis import laws
+from precisionlm.analysis.decisions.cost import Cost, parse_cost
+from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.laws.base import INF, Law
+from precisionlm.analysis.laws.precision import BLOCK, categories, said_by, value_of, width_of, with_block
+from precisionlm.cli.assignments import assignments
+from precisionlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the arguments ask: a law with constants, what is fixed, what training costs. at: values of single symbols,
+    levels and fields of a chosen format among them."""
+
+    law: Law
+    params: Mapping[str, float]
+    fitted: Analysis | None
+    cost: Cost
+    compute: float | None
+    n: float | None
+    d: float | None
+    bits: float | None
+    at: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to decide, and what is already decided."""
+    parser.add_argument("--published", action="store_true", help="use the constants its paper prints")
+    parser.add_argument("--with-fit", action="store_true", help="use constants fitted to --runs, with intervals")
+    parser.add_argument(
+        "--no-offsets", action="store_true", help="the law without offsets of its factors, if it has it"
+    )
+    parser.add_argument(
+        "--compute", type=float, metavar="C", help="training and serving, 16-bit-equivalent FLOPs: (6 N D + 2 N T) P/16"
+    )
+    parser.add_argument(
+        "--size", "--N", dest="size", type=float, metavar="N", help="keep this many parameters (without embeddings)"
+    )
+    parser.add_argument(
+        "--tokens", "--D", dest="tokens", type=float, metavar="D", help="keep this many training tokens"
+    )
+    parser.add_argument("--bits", "--P", dest="bits", type=float, metavar="P", help="keep this width")
+    parser.add_argument(
+        "--format", metavar="NAME", help="keep this format: e4m3, fp4, int4, mxfp4, bf16, or one the law was fitted on"
+    )
+    parser.add_argument("--block", type=float, metavar="B", help="elements that share a scale, for laws that read it")
+    parser.add_argument("--at", metavar="S=VALUE,...", help="values of the law's other symbols: P_post=4, P=fp4")
+    parser.add_argument("--cost", default="linear", help="linear, linear:OFFSET, or a table with columns bits, seconds")
+    parser.add_argument("--inference-tokens", type=float, default=0.0, metavar="T", help="tokens to be served later, "
+                        "paid from the same budget")  # fmt: skip
+    parser.add_argument("--critical", action="store_true", help="tokens beyond which more training hurts, for --size")
+    parser.add_argument("--iso-loss", type=float, metavar="LOSS", help="sizes that reach this loss at 2 to 16 bits")
+    parser.add_argument("--next", type=int, metavar="K", help="the K runs to add to --runs that narrow --quantity most")
+    parser.add_argument("--quantity", default="P", help="a constant's name, or P: the optimal bits (default)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def question(arguments: argparse.Namespace, fitted: Analysis | None) -> tuple[Question, str]:
+    """The question, and where its constants come from. Raises UserError for input that fits no law or number."""
+    law, params, source = _constants(arguments, fitted)
+    for name in ("compute", "size", "tokens", "bits", "block", "iso_loss"):
+        value, option = getattr(arguments, name), "--" + name.replace("_", "-")
+        if value is not None and not 0 < value < INF:
+            raise UserError(f"{option} {value:g}: must be a positive number")
+    at, bits, notes = _precision(arguments, law, params)
+    cost = parse_cost(arguments.cost, arguments.inference_tokens)
+    kept = (arguments.compute, arguments.size, arguments.tokens, bits)
+    return Question(law, params, fitted, cost, *kept, at, notes), source
+
+
+def _constants(arguments: argparse.Namespace, fitted: Analysis | None) -> tuple[Law, dict[str, float], str]:
+    if fitted:
+        return fitted.law, fitted.result.params, f"a fit of {fitted.result.rows_used} rows of {arguments.runs}"
+    law = laws.get(arguments.law)
+    if arguments.no_offsets:
+        if not law.without_offsets:
+            others = ", ".join(name for name, other in laws.LAWS.items() if other.without_offsets)
+            raise UserError(f"--no-offsets: law {law.name} has no form without offsets; {others} have")
+        law = laws.get(law.without_offsets)
+    if not law.published:
+        raise UserError(f"law {law.name} has no published constants; give --runs FILE to fit it")
+    printed = law.published[0]
+    return law, printed.as_dict(), printed.source + (f" ({printed.note})" if printed.note else "")
+
+
+def _precision(
+    arguments: argparse.Namespace, law: Law, params: Mapping[str, float]
+) -> tuple[dict[str, float], float | None, tuple[str, ...]]:
+    """Values of the law's symbols from --at, --block, --format and --bits; the width that is kept; what was assumed."""
+    at = {name: value_of(law, name, text) for name, text in assignments("--at", arguments.at, "SYMBOL=VALUE").items()}
+    at = with_block(law, arguments.block) | at if arguments.block else at
+    bits: float | None = arguments.bits
+    if arguments.format:
+        said = said_by(law, params, name=arguments.format, at=at)
+        if not said:
+            raise UserError(
+                f"--format {arguments.format}: law {law.name} reads no format; --bits says what training costs"
+            )
+        at = said | at
+    elif bits is not None and categories(law):
+        at = said_by(law, params, bits, at=at) | at
+    if bits is None and (arguments.format or (all(s.name in at for s in categories(law)) and categories(law))):
+        width = float(np.asarray(width_of(law, at)))
+        bits = width if np.isfinite(width) else None
+    assumed = {k: v for k, v in with_block(law, BLOCK, ("block",)).items() if k not in at}
+    notes = (f"{BLOCK:g} elements per scale are assumed; --block says otherwise",) if assumed else ()
+    return assumed | at, bits, notes
