@@ -15,7 +15,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config", "identity", "analysis.table.read", "analysis.table.symbols", "analysis.fitting"),
     ("data", "model", "storage", "analysis.decisions"),
     ("training", "analysis.figures"),
-    ("compiling", "ptq", "analysis.report"),
+    ("compiling", "packing", "ptq", "analysis.report"),
     ("sweep", "bench"),
     ("cli",),
 )

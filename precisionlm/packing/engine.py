@@ -302,7 +302,7 @@ class _Pack:
         for member in self._slots:
             if member is not None:
                 member.flush()
-        self._checkpoints.save(self._state, [member and member.slot() for member in self._slots])
+        self._checkpoints.save(self._state, [None if member is None else member.slot() for member in self._slots])
 
     def _stop(self) -> None:
         self._save()

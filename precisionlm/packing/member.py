@@ -70,7 +70,7 @@ class Member:
     def leave_state(self) -> Any:
         """The state to begin with, which the member keeps no longer."""
         state = self._beginning.state
-        self._beginning = Beginning(self.step, None, self._beginning.position, self._beginning.now)
+        self._beginning = Beginning(self.step, {}, self._beginning.position, self._beginning.now)
         return state
 
     def record(self, first: int, count: int, metrics: dict[str, np.ndarray], seconds: float | None) -> None:

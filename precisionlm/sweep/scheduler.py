@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 
-from precisionlm.config import Experiment
 from precisionlm.errors import DivergedError, PreemptedError, UserError
 from precisionlm.packing.engine import Keep, train_pack
 from precisionlm.packing.prepare import Prepared
@@ -19,6 +18,7 @@ from precisionlm.packing.size import choose, with_remat
 from precisionlm.progress import Reporter
 from precisionlm.storage.claim import BusyError
 from precisionlm.storage.failure import forget_failure, record_failure
+from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.sweep.rows import Row
 from precisionlm.training.execute import train
@@ -157,7 +157,7 @@ def run_sweep(
             within = partial(_within, report, begun, share)
             say(group.text)
             if prepared is None:
-                _one_by_one(group, out, within, interrupted, outcome)
+                _one_by_one(group, out, within, interrupted, outcome, say)
             else:
                 _together(group, prepared, out, within, interrupted, options, outcome, say)
             begun += share
@@ -174,9 +174,8 @@ def _prepared_ahead(
     """Every group with what waits for its preparation; the one after it is prepared meanwhile."""
 
     def begin(i: int) -> Any:
-        if i >= len(groups) or groups[i].shape is None:
-            return None
-        return ahead.submit(Prepared, groups[i].shape, groups[i].runs[0]).result
+        shape = groups[i].shape if i < len(groups) else None
+        return None if shape is None else ahead.submit(Prepared, shape, groups[i].runs[0]).result
 
     coming = begin(0)
     for i, group in enumerate(groups):
@@ -217,7 +216,7 @@ def _together(
                 prepared = partial(Prepared, shape, group.runs[0])
                 continue
             for run in group.runs:
-                _fail(run, out, error, outcome)
+                _fail(run, out, error, outcome, say)
             return
         for run_id, status in found.items():
             getattr(outcome, status).append(run_id)
@@ -225,7 +224,12 @@ def _together(
 
 
 def _one_by_one(
-    group: Group, out: Path, report: Reporter, interrupted: Callable[[], bool], outcome: SweepOutcome
+    group: Group,
+    out: Path,
+    report: Reporter,
+    interrupted: Callable[[], bool],
+    outcome: SweepOutcome,
+    say: Callable[[str], None],
 ) -> None:
     before = train_step(group.rows[0].run.program)._cache_size()
     for i, row in enumerate(group.rows):
@@ -235,28 +239,29 @@ def _one_by_one(
         text = f"N {row.non_embedding:,} D {e.tokens:,} {row.run.recipe}"
         report(i / len(group.rows), text)
         progress = partial(_report_run, report, i / len(group.rows), 1 / len(group.rows), text)
-        _train_alone(row.run, e, out, progress, interrupted, outcome)
+        try:
+            getattr(outcome, train(e, out, progress, interrupted).status).append(row.run.run_id)
+        except DivergedError:
+            outcome.diverged.append(row.run.run_id)
+        except BusyError:
+            outcome.busy.append(row.run.run_id)
+        except (UserError, PreemptedError):
+            raise
+        except Exception as error:
+            _fail(row.run, out, error, outcome, say)
     outcome.compilations += train_step(group.rows[0].run.program)._cache_size() - before
 
 
-def _train_alone(
-    run: Run, e: Experiment, out: Path, progress: Any, interrupted: Callable[[], bool], outcome: SweepOutcome
-) -> None:
-    try:
-        getattr(outcome, train(e, out, progress, interrupted).status).append(run.run_id)
-    except DivergedError:
-        outcome.diverged.append(run.run_id)
-    except BusyError:
-        outcome.busy.append(run.run_id)
-    except (UserError, PreemptedError):
-        raise
-    except Exception as error:
-        _fail(run, out, error, outcome)
-
-
-def _fail(run: Run, out: Path, error: Exception, outcome: SweepOutcome) -> None:
-    """Record why a run could not be trained. A library's error names itself; ours would have been a UserError."""
-    record_failure(RunDirectory(out, run.run_id), f"{type(error).__name__}: {error}")
+def _fail(run: Run, out: Path, error: Exception, outcome: SweepOutcome, say: Callable[[str], None]) -> None:
+    """Record why a run could not be trained: a library's error, since what a user can mend is a UserError."""
+    directory = RunDirectory(out, run.run_id)
+    if Result.read(directory) is not None:  # a member that was finished before its pack failed
+        outcome.done.append(run.run_id)
+        return
+    reason = f"{type(error).__name__}: {error}"
+    directory.create()
+    record_failure(directory, reason)
+    say(f"failed: run {run.run_id}: {' '.join(reason.split())[:300]}")
     outcome.failed.append(run.run_id)
 
 

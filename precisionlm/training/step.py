@@ -17,6 +17,7 @@ from precisionlm.model.placement import UNPLACED
 from precisionlm.model.transformer import Transformer, axis_sizes, projections
 from precisionlm.precision.binding import Grids, Structure, bind, blank_grids
 from precisionlm.precision.recipe import parse_recipe
+from precisionlm.training.cross_entropy import cross_entropy
 from precisionlm.training.optimizer import LEARNED_SCALES, Hyper, adamw, learning_rate, learning_rates
 from precisionlm.training.sharding import ActivationSharding, batch_sharding, shardings
 
@@ -147,11 +148,7 @@ def token_losses(
 
     def losses(x_BTD: jax.Array, targets_BT: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         logits_BTV: Any = transformer.apply({"params": params}, x_BTD, grids, key, method="logits")
-        log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-        # A comparison instead of a gather: the gather's gradient is a scatter through a float32 [B, T, V] in memory.
-        is_target_BTV = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
-        target_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0.0), axis=-1)
-        return log_z_BT - target_BT, log_z_BT
+        return cross_entropy(logits_BTV, targets_BT, program.on_gpu and program.mesh.shape["tensor"] == 1)
 
     if program.loss_chunks == 1:
         return losses(x_BTD, tokens_BT1[:, 1:], key)
