@@ -23,7 +23,9 @@ def add_table_arguments(parser: argparse.ArgumentParser, required: bool = True) 
 
 def add_fit_arguments(parser: argparse.ArgumentParser, bootstrap: int) -> None:
     """Arguments that say how to fit."""
-    parser.add_argument("--objective", default="huber:1e-3", help="huber:DELTA or squares (log residuals), or relative")
+    parser.add_argument(
+        "--objective", default="huber:1e-3", help="huber:DELTA or squares (log residuals), relative or nats (squares)"
+    )
     parser.add_argument("--starts", type=int, default=500, help="starting points (default 500)")
     parser.add_argument(
         "--bootstrap", type=int, default=bootstrap, metavar="N", help=f"refits for intervals (default {bootstrap})"
