@@ -64,9 +64,7 @@ def _add_compare(subparsers: Any) -> None:
     )
     add_table_arguments(parser)
     parser.add_argument("--laws", required=True, metavar="A,B,...", help="names of two or more laws")
-    parser.add_argument(
-        "--objective", default="huber:1e-3", help="huber:DELTA or squares (log residuals), relative or nats (squares)"
-    )
+    parser.add_argument("--objective", default="huber:1e-3", help="huber:DELTA or squares (log residuals), or relative")
     parser.add_argument("--starts", type=int, default=200, help="starting points per law (default 200)")
     add_dry_run(parser)
     parser.add_argument("--folds", type=int, default=10, help="folds over (N, D) pairs (default 10)")
