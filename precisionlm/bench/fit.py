@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from precisionlm.analysis import laws
+from precisionlm.analysis.fitting.analyze import analyze
 from precisionlm.analysis.fitting.bootstrap import bootstrap
 from precisionlm.analysis.fitting.fit import fit
 from precisionlm.analysis.fitting.objective import Objective
@@ -42,9 +43,24 @@ def unified_runs(rows: int = 1000, noise: float = 0.002, seed: int = 0) -> pd.Da
     return pd.DataFrame({names[k]: v for k, v in columns.items()}).assign(val_loss=loss)
 
 
+def format_runs(rows: int = 1028, formats: int = 16, noise: float = 0.004, seed: int = 0) -> pd.DataFrame:
+    """Random (N, D) at one of `formats` formats or bf16, whose multiplier of N falls from 1 to 0.08."""
+    rng = np.random.default_rng(seed)
+    n = rng.choice([3e7, 5e7, 1e8, 2e8, 4e8, 8e8], rows)
+    d = n * rng.choice([12.0, 25.0, 50.0, 100.0, 200.0, 400.0], rows)
+    kind = rng.integers(0, formats + 1, rows)
+    kept = np.exp(-2.5 * np.maximum(kind - 1, 0) / formats)
+    base = laws.get("chinchilla")
+    loss = base.predict({"A": 400.0, "alpha": 0.34, "B": 1500.0, "beta": 0.32, "E": 1.7}, {"N": n * kept, "D": d})
+    names = np.array(["bf16", *(f"f{i:02d}" for i in range(formats))])[kind]
+    noisy = loss * np.exp(noise * rng.normal(size=rows))
+    return pd.DataFrame({"N_params": n, "D_tokens": d, "recipe": names, "val_loss": noisy})
+
+
 def bench_fit(chinchilla: pd.DataFrame | None = None, where: str | None = None) -> dict[str, Any]:
     """Seconds of wall time, compilation included: Chinchilla with 4500 starts, 4000 bootstrap refits, a second fit of
-    the same shape, and Kumar's unified law on 1000 rows with 500 starts.
+    the same shape, Kumar's unified law on 1000 rows with 500 starts and 1000 refits, 16 formats on 1028 rows, and
+    Chinchilla on 100,000 rows.
 
     chinchilla: a table to use in place of the synthetic one (columns N_params, D_tokens, val_loss), or its rows where
     an expression is true.
@@ -58,12 +74,19 @@ def bench_fit(chinchilla: pd.DataFrame | None = None, where: str | None = None) 
     law: Law = laws.get("kumar_unified")
     unified_table = prepare(law, unified_runs())
     unified, unified_seconds = _timed(lambda: fit(unified_table, starts=500))
+    _, refits_seconds = _timed(lambda: bootstrap(unified, 1000))
+    formats, formats_seconds = _timed(lambda: analyze(format_runs(), "frantar").result)
+    many = prepare(laws.get("chinchilla"), chinchilla_runs(100_000))
+    _, many_seconds = _timed(lambda: fit(many))
     return {
         "chinchilla_rows": len(table), "chinchilla_4500_starts_s": seconds, "chinchilla_share_at_optimum": first.share,
         "chinchilla_objective": first.objective_value, "bootstrap_4000_refits_s": boot_seconds,
         "bootstrap_finished": len(boot.samples), "second_fit_s": again, "recompilations_of_second_fit": recompiled,
         "unified_rows": len(unified_table), "unified_500_starts_s": unified_seconds,
         "unified_share_at_optimum": unified.share, "unified_status": unified.status.value,
+        "unified_1000_refits_s": refits_seconds, "formats_rows": formats.rows_used,
+        "formats_500_starts_s": formats_seconds, "formats_share_at_optimum": formats.share,
+        "rows_100000_500_starts_s": many_seconds,
     }  # fmt: skip
 
 

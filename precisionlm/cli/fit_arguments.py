@@ -39,7 +39,9 @@ def columns_of(arguments: argparse.Namespace) -> dict[str, str]:
 
 def add_fit_arguments(parser: argparse.ArgumentParser, bootstrap: int) -> None:
     """Arguments that say how to fit."""
-    parser.add_argument("--objective", default="huber:1e-3", help="huber:DELTA or squares (log residuals), or relative")
+    parser.add_argument(
+        "--objective", default="huber:1e-3", help="huber:DELTA or squares (log residuals), relative or nats (squares)"
+    )
     parser.add_argument("--starts", type=int, default=500, help="starting points (default 500)")
     parser.add_argument(
         "--bootstrap", type=int, default=bootstrap, metavar="N", help=f"refits for intervals (default {bootstrap})"
