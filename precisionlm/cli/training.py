@@ -159,7 +159,7 @@ def _sweep_options(args: argparse.Namespace) -> Any:
         raise UserError(f"--pack {args.pack}: auto, or how many runs are trained together, such as 16 (1: none)")
     pack = None if args.pack == "auto" else int(args.pack)
     ptq = tuple(weight_quantization(word) for word in (args.ptq or "").split(",") if word)
-    return Options(pack, Keep(args.keep == "weights", ptq), args.retry_failed)
+    return Options(pack, Keep(args.keep == "weights"), ptq, args.retry_failed)
 
 
 def _say(line: str) -> None:

@@ -1,10 +1,12 @@
 """Training tokens for the runs of a pack: whole in device memory where they fit, else gathered on the host."""
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from precisionlm.data.source import Dataset, TrainBatches
 from precisionlm.packing.program import PackShape
@@ -18,9 +20,8 @@ class Corpus:
 
     def __init__(self, shape: PackShape, dataset: Dataset):
         tokens = dataset.tokens("train")
-        self.on_device: jax.Array | None = None
-        if fits(shape.devices.devices.flat[0], tokens):
-            self.on_device = jax.device_put(np.asarray(tokens), shape.shared)
+        fit = fits(shape.devices.devices.flat[0], tokens)
+        self.on_device = _placed(dataset.path, dataset.meta.train.sha256, shape.shared) if fit else None
         self._shape, self._dtype = shape, tokens.dtype
 
     def batches(self, wanted: list[tuple["Order", int] | None]) -> np.ndarray:
@@ -40,6 +41,12 @@ class Corpus:
                 else:
                     tokens[k, r] = order.batches.batch_of(windows)["tokens"]
         return indices if tokens is None else tokens
+
+
+@lru_cache(1)
+def _placed(path: Path, sha256: str, sharding: NamedSharding) -> jax.Array:
+    """The tokens, once for all packs that train on them."""
+    return jax.device_put(np.asarray(Dataset.open(path).tokens("train")), sharding)
 
 
 class Order:

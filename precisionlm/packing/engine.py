@@ -23,7 +23,6 @@ from precisionlm.packing.prepare import Prepared
 from precisionlm.packing.program import blank_stack, put, take
 from precisionlm.packing.queue import Queue
 from precisionlm.packing.rows import Evaluated, evaluate_members
-from precisionlm.precision.recipe import Quantization
 from precisionlm.storage.claim import BusyError
 from precisionlm.storage.result import Result
 from precisionlm.training.run import Run
@@ -34,11 +33,10 @@ Report = Callable[[int, int, float], None]  # (steps made in all, runs under way
 
 @dataclass(frozen=True)
 class Keep:
-    """weights: whether a finished run leaves its weights, beside its rows; ptq: in which formats these are evaluated as
-    soon as it is finished; every_seconds: between two checkpoints of a pack."""
+    """weights: whether a finished run leaves its weights, beside its rows; every_seconds: between two checkpoints of a
+    pack."""
 
     weights: bool = True
-    ptq: tuple[Quantization, ...] = ()
     every_seconds: float = 600.0
 
 
@@ -56,12 +54,12 @@ def train_pack(
     Raises UserError as `train` does, and PreemptedError as soon as `interrupted` says so: then the state of all members
     is on disk, and the same runs continue where they were.
     """
+    prepared.execute_once()
     with (
         ThreadPoolExecutor(1, "results") as writer,  # one: orbax is not made for several at once
-        ThreadPoolExecutor(1, "audit") as auditor,
         ExitStack() as held,
     ):
-        pack = _Pack(prepared, runs, out, keep, interrupted, (writer, auditor), held)
+        pack = _Pack(prepared, runs, out, keep, interrupted, writer, held)
         pack.train(report)
     saved.discard_finished(out)
     return pack.outcome
@@ -87,12 +85,12 @@ class _Pack:
         out: Path,
         keep: Keep,
         interrupted: Callable[[], bool],
-        threads: tuple[ThreadPoolExecutor, ThreadPoolExecutor],
+        writer: ThreadPoolExecutor,
         held: ExitStack,
     ):
         self.outcome: dict[str, Status] = {}
         self._prepared, self._shape, self._out, self._keep = prepared, prepared.shape, out, keep
-        self._interrupted, (self._writer, self._auditor) = interrupted, threads
+        self._interrupted, self._writer = interrupted, writer
         self._queue = Queue(runs, out)
         self._slots: list[Member | None] = [None] * self._shape.runs
         self._trained: list[tuple[Member, Any]] = []  # with their states, not evaluated yet
@@ -114,13 +112,12 @@ class _Pack:
         self._left = None
 
     def train(self, report: Report) -> None:
-        executable, made, saved_at = None, 0, time.monotonic()
+        made, saved_at = 0, time.monotonic()
         pending: _Dispatch | None = None
         while any(self._slots) or pending:
             now = None
             if any(self._slots):
-                executable = executable or self._prepared.advance.result()
-                now = self._dispatch(executable)
+                now = self._dispatch()
                 made += sum(now.todo)
             self._settle(pending)
             pending = now
@@ -151,7 +148,7 @@ class _Pack:
                 self._queue.finished(run)
                 continue
             self._taken.append(run.run_id)
-            member.open(self._shape.runs, self._prepared.products, self._auditor)
+            member.open(self._shape.runs, self._prepared.products, self._prepared.measure)
             state = member.leave_state()
             if member.step == member.steps:
                 self._trained.append((member, state))
@@ -196,13 +193,13 @@ class _Pack:
 
     # --- steps ---
 
-    def _dispatch(self, executable: Any) -> _Dispatch:
+    def _dispatch(self) -> _Dispatch:
         begun, prepared = time.monotonic(), self._prepared
         members = list(self._slots)
         before = [0 if member is None else member.step for member in members]
         todo = [0 if member is None else member.todo(self._shape.steps) for member in members]
         batches = prepared.corpus.batches([None if m is None else (m.order, m.step) for m in members])
-        self._state, metrics = executable(
+        self._state, metrics = prepared.advance(
             self._state, prepared.corpus.on_device, prepared.place(batches), *self._numbers, prepared.counts(todo)
         )
         for member, count in zip(members, todo, strict=True):
@@ -266,7 +263,7 @@ class _Pack:
             of_each = [(member.run, state["params"]) for member, state in batch]
             try:
                 found = evaluate_members(
-                    self._shape, self._prepared.evaluator, of_each, self._keep.ptq, self._interrupted
+                    self._shape, self._prepared.evaluator, of_each, self._prepared.ptq, self._interrupted
                 )
             except PreemptedError:
                 self._stop()
@@ -285,10 +282,7 @@ class _Pack:
         self.outcome[member.run.run_id] = member.finish(evaluated.write(member.directory))
 
     def _check_writes(self) -> None:
-        """Raises UserError if a result or a checkpoint could not be written or an audit failed; waits for nothing."""
-        for member in self._slots:
-            if member is not None:
-                member.check_audit()
+        """Raises UserError if a result or a checkpoint could not be written; waits for nothing."""
         for write in [write for write in self._writes if write.done()]:
             write.result()
             self._writes.remove(write)

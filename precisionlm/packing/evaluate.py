@@ -1,7 +1,6 @@
 """The losses of every validation sequence, for the runs of a pack at once."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -9,9 +8,11 @@ import numpy as np
 
 from precisionlm.data.source import Batch
 from precisionlm.errors import PreemptedError
-from precisionlm.packing.program import PackShape, abstract_stack, losses, stacked, with_structure
+from precisionlm.packing.program import PackShape, losses, stacked, with_structure
 from precisionlm.precision.binding import Grids, Structure
+from precisionlm.ptq.evaluate import grids_within, part_of
 from precisionlm.storage.evaluation import Evaluation
+from precisionlm.training.step import abstract_state
 
 _CHUNK = 8  # batches of a dispatch: a stop is not far
 
@@ -30,38 +31,43 @@ class Evaluator:
             tuple(jax.device_put(arrays[name][i : i + size], shape.shared) for name in ("tokens", "mask"))
             for i in range(0, len(padded), size)
         ]
-        self._compiled: Future[Any] = Future()
+        self._compiled: dict[Structure, Any] = {}
 
-    def compile(self, grids: Grids) -> None:
-        """Compile for the program's own structure; `evaluate` waits for it. grids: of any run."""
-        self._compiled.set_running_or_notify_cancel()
-        try:
-            params = abstract_stack(self._shape)["params"]
-            lowered = losses(self._shape).lower(params, *self._chunks[0], stacked(self._shape, [grids]))
-            self._compiled.set_result(lowered.compile())
-        except BaseException as error:
-            self._compiled.set_exception(error)
+    def compile(self, structure: Structure, grids: Grids) -> None:
+        """Compile for a structure: the program's, or one with less in it. grids: of any run. Raises what compiling
+        raises."""
+        shape = with_structure(self._shape, structure)
+        params = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((shape.runs, *leaf.shape), leaf.dtype, sharding=shape.each),
+            abstract_state(shape.program)["params"],
+        )
+        numbers = stacked(shape, [grids_within(grids, structure)])
+        self._compiled[structure] = losses(shape).lower(params, *self._chunks[0], numbers).compile()
+
+    def execute_once(self, params: Any, grids: Grids) -> None:
+        """Everything that was compiled, on these parameters [R, ...] and to no effect."""
+        for structure, compiled in self._compiled.items():
+            own = part_of(params, abstract_state(with_structure(self._shape, structure).program)["params"])
+            numbers = stacked(self._shape, [grids_within(grids, structure)])
+            jax.block_until_ready(compiled(own, *self._chunks[0], numbers))
 
     def evaluate(
         self,
         params: Any,
         grids: Sequence[Grids],
-        structure: Structure | None = None,
+        structure: Structure,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> list[Evaluation]:
-        """One evaluation a member of `grids`; params [R, ...] fill the slots from the first on. structure: another one
-        than the program's. Raises PreemptedError as soon as `interrupted` says so."""
-        shape = self._shape
-        if structure is None or structure == shape.program.structure:
-            step = self._compiled.result()
-        else:
-            step = losses(with_structure(shape, structure))
-        grids_R = stacked(shape, list(grids))
+        """One evaluation a member of `grids`, the runs' own, at a structure that was compiled; params [R, ...] fill the
+        slots from the first on. Raises PreemptedError as soon as `interrupted` says so."""
+        step = self._compiled[structure]
+        own = part_of(params, abstract_state(with_structure(self._shape, structure).program)["params"])
+        numbers = stacked(self._shape, [grids_within(of_run, structure) for of_run in grids])
         results = []
         for chunk in self._chunks:
             if interrupted():
                 raise PreemptedError("evaluation was interrupted; the same command does it again")
-            results.append(step(params, *chunk, grids_R))
+            results.append(step(own, *chunk, numbers))
         found_NR2B = np.concatenate([np.asarray(result) for result in results])
         found = []
         for r in range(len(grids)):

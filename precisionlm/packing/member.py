@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from precisionlm.storage.claim import claim
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import MetricsLog, RunDirectory, trim_metrics
 from precisionlm.training import provenance
-from precisionlm.training.auditing import audited
+from precisionlm.training.auditing import Measure, audited
 from precisionlm.training.execute import beginning_of, conclude, set_up
 from precisionlm.training.loop import Beginning
 from precisionlm.training.run import Run, diverged_evaluation
@@ -39,7 +38,7 @@ class Member:
         self.diverged: str | None = None  # why
         self.trunk_due: int | None = None  # the step after which others may begin from its state, if that is to come
         self.last_loss: float | None = None
-        self._audit: Future[dict[str, Any]] = Future()
+        self._applied: dict[str, Any] = {}
         self._log: TrackedLog | None = None
 
     @property
@@ -51,12 +50,11 @@ class Member:
         """Steps until something is due, but at most so many."""
         return min(at_most, min(self.steps, self.trunk_due or self.steps) - self.step)
 
-    def open(self, together: int, products: Future[Counter[str]], thread: Executor) -> None:
-        """Start recording, and the audit in a thread. together: runs of the pack; products: of the program that trains
-        them (`marks.count_products`). Raises UserError."""
+    def open(self, together: int, products: Counter[str], measure: Measure) -> None:
+        """Audit and start recording. together: runs of the pack; products and measure: `prepare.Prepared`'s. Raises
+        UserError."""
         provenance.append(self.directory, provenance.segment(self.run.program.mesh, self.step, together))
-        run, directory, state = self.run, self.directory, self._beginning.state
-        self._audit = thread.submit(lambda: audited(run, directory, state, products.result()))
+        self._applied = audited(self.run, self.directory, self._beginning.state, products, measure)
         trim_metrics(self.directory.metrics, self.step)
         trunk = self.run.trunk
         if self.run.experiment.checkpoint.trunk and trunk and trunk.steps >= max(1, self.step):
@@ -96,11 +94,6 @@ class Member:
             look()
         except DivergedError as error:
             self.diverged = str(error)
-
-    def check_audit(self) -> None:
-        """Raises UserError as soon as the audit has failed; waits for nothing."""
-        if self._audit.done():
-            self._audit.result()
 
     def flush(self) -> None:
         """Everything recorded is on disk."""
@@ -146,8 +139,8 @@ class Member:
         status: Literal["done", "diverged"] = "done" if self.diverged is None else "diverged"
         if status == "diverged":
             evaluations = [diverged_evaluation()]
-        reason, skipped, applied = self.diverged or "", self.watch.skipped_steps, self._audit.result()
-        conclude(self.run, self.directory, self._beginning, applied, skipped, status, reason, evaluations)
+        reason, skipped = self.diverged or "", self.watch.skipped_steps
+        conclude(self.run, self.directory, self._beginning, self._applied, skipped, status, reason, evaluations)
         self.let_go()
         return status
 

@@ -1,8 +1,13 @@
-"""What a pack needs before its first step, made in threads while another pack trains: corpus, batches, executables."""
+"""What packs need before their first step: corpus, batches, and executables, compiled side by side.
+
+On GPUs nothing may compile while a pack trains, nor may an executable run for the first time beside others: cuDNN's
+attention records CUDA graphs then, which other threads' work spoils (JAX 0.11.2: internal errors and segmentation
+faults). So all that packs need is compiled first, and executed once, before any of them trains.
+"""
 
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -12,26 +17,52 @@ from jax.sharding import PartitionSpec as P
 
 from precisionlm.packing.corpus import Corpus
 from precisionlm.packing.evaluate import Evaluator
-from precisionlm.packing.program import RUN, PackShape, abstract_stack, advance, stacked
+from precisionlm.packing.program import RUN, PackShape, abstract_stack, advance, blank_stack, stacked
 from precisionlm.precision import marks
+from precisionlm.precision.binding import Structure
+from precisionlm.precision.recipe import Quantization
+from precisionlm.ptq.evaluate import plain_weights
+from precisionlm.training.auditing import Measure, compile_measure
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import Run
+from precisionlm.training.step import State
 
 
 class Prepared:
-    """For packs of a shape on the data of a run. advance: the compiled step; products: matrix products of one step of
-    it that take each quantized operand."""
+    """For packs of a shape on the data of a run.
 
-    def __init__(self, shape: PackShape, run: Run):
-        self.shape = shape
+    advance: the compiled step (`program.advance`); products: matrix products of one step of it that take each quantized
+    operand; measure: of the audit; ptq: the formats in which finished runs are evaluated too. Raises what compiling
+    raises.
+    """
+
+    def __init__(self, shape: PackShape, run: Run, ptq: Sequence[Quantization] = ()):
+        self.shape, self.ptq = shape, tuple(ptq)
         self.corpus = Corpus(shape, run.dataset)
         self.batches_sharding = NamedSharding(shape.devices, P(None, RUN))
-        self._threads = ThreadPoolExecutor(1, "compile")  # in the order in which they are needed
-        self.products: Future[Counter[str]] = Future()
-        self.advance: Future[Any] = self._threads.submit(self._compile_advance, run)
         self.evaluator = Evaluator(shape, run.validation_batches())
-        self._threads.submit(partial(self.evaluator.compile, run.grids))
-        self._threads.shutdown(wait=False)
+        self._run, evaluations = run, []
+        with ThreadPoolExecutor(3, "compile") as threads:
+            step, measure = threads.submit(self._compile_step), threads.submit(compile_measure, run)
+            for structure in (shape.program.structure, *self._evaluated_at(run, ptq)):
+                evaluations.append(threads.submit(self.evaluator.compile, structure, run.grids))
+        self.products, self.advance = step.result()
+        self.measure: Measure = measure.result()
+        for evaluation in evaluations:
+            evaluation.result()
+        self._executed = False
+
+    def execute_once(self) -> None:
+        """Everything that was compiled, on zeros and to no effect, unless it was done."""
+        if self._executed:
+            return
+        state: State = blank_stack(self.shape)()
+        self.evaluator.execute_once(state["params"], self._run.grids)
+        runs = [self._run] * self.shape.runs
+        batches = self.place(self.corpus.batches([None] * self.shape.runs))
+        arguments = (self.corpus.on_device, batches, *self.numbers(runs), self.counts([0] * self.shape.runs))
+        jax.block_until_ready(self.advance(state, *arguments))
+        self._executed = True
 
     def numbers(self, runs: list[Run]) -> tuple[Any, Any, jax.Array]:
         """What differs between the members, one a slot: grids, hyperparameters and seeds."""
@@ -47,17 +78,31 @@ class Prepared:
         """One number a slot, each on its device."""
         return jax.device_put(np.asarray(todo, np.int32), self.shape.each)
 
-    def _compile_advance(self, run: Run) -> Any:
+    def _compile_step(self) -> tuple[Counter[str], Any]:
         runs = self.shape.runs
         batches = self.place(self.corpus.batches([None] * runs))
-        numbers, todo = self.numbers([run] * runs), self.counts([0] * runs)
+        numbers, todo = self.numbers([self._run] * runs), self.counts([0] * runs)
+        traced = advance(self.shape).trace(abstract_stack(self.shape), self.corpus.on_device, batches, *numbers, todo)
+        in_dispatch = marks.count_products(traced.jaxpr)
+        products = Counter({tag: count // self.shape.steps for tag, count in in_dispatch.items()})
+        return products, traced.lower().compile()
+
+    def _evaluated_at(self, run: Run, ptq: Sequence[Quantization]) -> list[Structure]:
+        """The structures of evaluations beside the own one."""
+        own = self.shape.program.structure
+        bare = [Structure()] if run.experiment.training.eval_bf16 and run.recipe.quantized() else []
+        rounded = [plain_weights(own)] if ptq else []
+        return [structure for structure in dict.fromkeys([*bare, *rounded]) if structure != own]
+
+
+def prepare(shapes: Sequence[tuple[PackShape, Run]], ptq: Sequence[Quantization]) -> list[Prepared | Exception]:
+    """For several packs side by side; what could not be compiled is its error."""
+
+    def one(pair: tuple[PackShape, Run]) -> Prepared | Exception:
         try:
-            traced = advance(self.shape).trace(
-                abstract_stack(self.shape), self.corpus.on_device, batches, *numbers, todo
-            )
-            in_dispatch = marks.count_products(traced.jaxpr)
-            self.products.set_result(Counter({tag: n // self.shape.steps for tag, n in in_dispatch.items()}))
+            return Prepared(*pair, ptq)
         except Exception as error:
-            self.products.set_exception(error)
-            raise
-        return traced.lower().compile()
+            return error
+
+    with ThreadPoolExecutor(max(1, len(shapes)), "prepare") as threads:
+        return list(threads.map(one, shapes))

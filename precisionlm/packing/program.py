@@ -22,7 +22,6 @@ from precisionlm.training.optimizer import Hyper
 from precisionlm.training.step import Program, State, abstract_state, sequence_losses, update
 
 RUN = "run"
-_NO_GRAPHS: dict[str, Any] = {"xla_gpu_graph_min_graph_size": 1 << 30}  # operations that one would have at least
 
 
 @dataclass(frozen=True)
@@ -124,15 +123,12 @@ def advance(shape: PackShape) -> Any:
         out_specs=(across, P(None, RUN)),
         check_vma=False,
     )
-    return jax.jit(body, donate_argnums=0, compiler_options=compiler_options(shape.program))
-
-
-def compiler_options(program: Program) -> dict[str, Any] | None:
-    """Of a pack's step. No CUDA graphs: they are recorded while it runs, which what compiles meanwhile in another
-    thread disturbs."""
-    if not program.on_gpu:
-        return None
-    return _NO_GRAPHS | ({"xla_gpu_deterministic_ops": True} if program.deterministic else {})
+    program = shape.program
+    return jax.jit(
+        body,
+        donate_argnums=0,
+        compiler_options={"xla_gpu_deterministic_ops": True} if program.deterministic and program.on_gpu else None,
+    )
 
 
 def _advance(

@@ -8,15 +8,14 @@ from typing import Any
 import jax
 
 from precisionlm.packing.evaluate import Evaluator
-from precisionlm.packing.program import PackShape, blank_stack, put, with_structure
+from precisionlm.packing.program import PackShape, blank_stack, put
 from precisionlm.precision.binding import Structure
 from precisionlm.precision.recipe import Quantization
-from precisionlm.ptq.evaluate import bound_to, grids_within, part_of, plain_weights, record
+from precisionlm.ptq.evaluate import bound_to, plain_weights, record
 from precisionlm.ptq.rtn import round_to_nearest
 from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.run import Run, record_evaluation
-from precisionlm.training.step import abstract_state, without_learned_scales
 
 
 @dataclass(frozen=True)
@@ -46,23 +45,19 @@ def evaluate_members(
     params, runs = blank_stack(shape)()["params"], [run for run, _ in members]
     for slot, (_, weights) in enumerate(members):
         params = put(shape.alone())(params, jax.device_put(weights, shape.shared), slot)
-    grids = [run.grids for run in runs]
+    grids, structure = [run.grids for run in runs], shape.program.structure
     own: list[dict[str, Evaluation]] = [
-        {"trained": found} for found in evaluator.evaluate(params, grids, interrupted=interrupted)
+        {"trained": found} for found in evaluator.evaluate(params, grids, structure, interrupted)
     ]
     plain = [run.experiment.training.eval_bf16 and run.recipe.quantized() for run in runs]
     if any(plain):
-        bare = without_learned_scales(params)
-        for r, found in enumerate(evaluator.evaluate(bare, [{}] * len(runs), Structure(), interrupted)):
+        for r, found in enumerate(evaluator.evaluate(params, grids, Structure(), interrupted)):
             own[r] |= {"bf16": found} if plain[r] else {}
     rounded: list[dict[Quantization, Evaluation]] = [{} for _ in runs]
-    bare_weights = with_structure(shape, plain_weights(shape.program.structure))
-    structure = bare_weights.program.structure
-    needed, kept = abstract_state(bare_weights.program)["params"], [grids_within(run.grids, structure) for run in runs]
     for quantization in quantizations:
         ptq_structure, ptq_grids = bound_to(runs[0].experiment, quantization)
-        weights = part_of(_rounding(ptq_structure)(params, ptq_grids), needed)
-        for r, found in enumerate(evaluator.evaluate(weights, kept, structure, interrupted)):
+        weights = _rounding(ptq_structure)(params, ptq_grids)
+        for r, found in enumerate(evaluator.evaluate(weights, grids, plain_weights(structure), interrupted)):
             rounded[r][quantization] = found
     return [Evaluated(*pair) for pair in zip(own, rounded, strict=True)]
 

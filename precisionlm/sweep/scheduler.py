@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,10 @@ import jax
 
 from precisionlm.errors import DivergedError, PreemptedError, UserError
 from precisionlm.packing.engine import Keep, train_pack
-from precisionlm.packing.prepare import Prepared
+from precisionlm.packing.prepare import Prepared, prepare
 from precisionlm.packing.program import PackShape, run_mesh
 from precisionlm.packing.size import choose, with_remat
+from precisionlm.precision.recipe import Quantization
 from precisionlm.progress import Reporter
 from precisionlm.storage.claim import BusyError
 from precisionlm.storage.failure import forget_failure, record_failure
@@ -25,16 +25,19 @@ from precisionlm.training.execute import train
 from precisionlm.training.run import Run, prepare_run
 from precisionlm.training.step import train_step
 
+_SIDE_BY_SIDE = 4  # groups whose executables are compiled and held at once
 _STEPS = range(8, 17)  # of a dispatch: more gain nothing, and what waits for its end waits longer
 
 
 @dataclass(frozen=True)
 class Options:
     """pack: runs of a pack on each device, 1 for none, None for what pays; keep: what finished members of a pack leave;
-    retry_failed: whether runs that have failed are tried again."""
+    ptq: the formats of weights in which they are evaluated too; retry_failed: whether runs that have failed are tried
+    again."""
 
     pack: int | None = None
     keep: Keep = field(default_factory=Keep)
+    ptq: tuple[Quantization, ...] = ()
     retry_failed: bool = False
 
 
@@ -151,16 +154,17 @@ def run_sweep(
                 outcome.failed.append(row.run.run_id)
     total = sum(row.flops - row.shared for group in groups for row in group.rows) or 1.0
     begun = 0.0
-    with ThreadPoolExecutor(1, "prepare") as ahead:
-        for group, prepared in _prepared_ahead(groups, ahead):
-            share = sum(row.flops - row.shared for row in group.rows) / total
-            within = partial(_within, report, begun, share)
-            say(group.text)
-            if prepared is None:
-                _one_by_one(group, out, within, interrupted, outcome, say)
-            else:
-                _together(group, prepared, out, within, interrupted, options, outcome, say)
-            begun += share
+    for group in groups:
+        say(group.text)
+    report(0.0, "compiling")
+    for group, prepared in _prepared(groups, options):
+        share = sum(row.flops - row.shared for row in group.rows) / total
+        within = partial(_within, report, begun, share)
+        if prepared is None:
+            _one_by_one(group, out, within, interrupted, outcome, say)
+        else:
+            _together(group, prepared, out, within, interrupted, options, outcome, say)
+        begun += share
     return outcome
 
 
@@ -168,24 +172,18 @@ def _within(report: Reporter, begun: float, share: float, part: float, text: str
     report(begun + share * part, text)
 
 
-def _prepared_ahead(
-    groups: Sequence[Group], ahead: ThreadPoolExecutor
-) -> Iterator[tuple[Group, "Callable[[], Prepared] | None"]]:
-    """Every group with what waits for its preparation; the one after it is prepared meanwhile."""
-
-    def begin(i: int) -> Any:
-        shape = groups[i].shape if i < len(groups) else None
-        return None if shape is None else ahead.submit(Prepared, shape, groups[i].runs[0]).result
-
-    coming = begin(0)
-    for i, group in enumerate(groups):
-        now, coming = coming, begin(i + 1)
-        yield group, now
+def _prepared(groups: Sequence[Group], options: Options) -> Iterator[tuple[Group, Prepared | Exception | None]]:
+    """Every group with what its pack needs; a few groups' executables are compiled side by side."""
+    for i in range(0, len(groups), _SIDE_BY_SIDE):
+        some = groups[i : i + _SIDE_BY_SIDE]
+        shapes = [(group.shape, group.runs[0]) for group in some if group.shape is not None]
+        found = iter(prepare(shapes, options.ptq))
+        yield from ((group, None if group.shape is None else next(found)) for group in some)
 
 
 def _together(
     group: Group,
-    prepared: Callable[[], Prepared],
+    prepared: Prepared | Exception,
     out: Path,
     report: Reporter,
     interrupted: Callable[[], bool],
@@ -193,8 +191,8 @@ def _together(
     outcome: SweepOutcome,
     say: Callable[[str], None],
 ) -> None:
-    total = sum(run.experiment.training.steps for run in group.runs)
-    shape = group.shape
+    """As a pack, or where that does not fit the memory, as smaller ones."""
+    total, shape = sum(run.experiment.training.steps for run in group.runs), group.shape
     assert shape is not None
 
     def steps(made: int, runs: int, loss: float) -> None:
@@ -202,25 +200,24 @@ def _together(
         report(min(1.0, made / total), f"N {group.rows[0].non_embedding:,} x {runs} runs{shown}")
 
     while True:
+        outcome.compilations += 1
         try:
-            report(0.0, f"N {group.rows[0].non_embedding:,}: {len(group.runs)} runs, compiling")
-            outcome.compilations += 1
-            found = train_pack(prepared(), group.runs, out, options.keep, steps, interrupted)
+            if isinstance(prepared, Exception):
+                raise prepared
+            for run_id, status in train_pack(prepared, group.runs, out, options.keep, steps, interrupted).items():
+                getattr(outcome, status).append(run_id)
+            return
         except (UserError, PreemptedError):
             raise
         except Exception as error:
             smaller = shape.runs // 2 // shape.devices.size * shape.devices.size
-            if "RESOURCE_EXHAUSTED" in str(error) and smaller:
-                say(f"packs of {shape.runs} do not fit the memory; packs of {smaller} now")
-                shape = replace(shape, runs=smaller)
-                prepared = partial(Prepared, shape, group.runs[0])
-                continue
-            for run in group.runs:
-                _fail(run, out, error, outcome, say)
-            return
-        for run_id, status in found.items():
-            getattr(outcome, status).append(run_id)
-        return
+            if "RESOURCE_EXHAUSTED" not in str(error) or not smaller:
+                for run in group.runs:
+                    _fail(run, out, error, outcome, say)
+                return
+        say(f"packs of {shape.runs} do not fit the memory; packs of {smaller} now")
+        shape = replace(shape, runs=smaller)
+        (prepared,) = prepare([(shape, group.runs[0])], options.ptq)
 
 
 def _one_by_one(

@@ -1,6 +1,7 @@
 """The audit of one run: `precision.audit` on the very program that trains it, with its first batch."""
 
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -12,22 +13,32 @@ from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import place
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import Run
-from precisionlm.training.step import Program, State, train_step
+from precisionlm.training.step import Program, State, abstract_state, train_step
+
+Measure = Callable[[tuple[Any, ...], Any], Any]  # (arguments of the training step, expected grids) → marks.Statistics
 
 
-def audited(run: Run, directory: RunDirectory, state: State, products: Counter[str] | None = None) -> dict[str, Any]:
+def audited(
+    run: Run,
+    directory: RunDirectory,
+    state: State,
+    products: Counter[str] | None = None,
+    measure: Measure | None = None,
+) -> dict[str, Any]:
     """audit.json's content, made and written where it is not there. Raises UserError as `audit_run` does."""
     applied = on_first(lambda: directory.read_json("audit.json"))
     if applied is None:
-        applied = audit_run(run, state, products)
+        applied = audit_run(run, state, products, measure)
         on_first(lambda: directory.write_json("audit.json", applied))
     return applied
 
 
-def audit_run(run: Run, state: State, products: Counter[str] | None = None) -> dict[str, Any]:
+def audit_run(
+    run: Run, state: State, products: Counter[str] | None = None, measure: Measure | None = None
+) -> dict[str, Any]:
     """audit.json's content, from the training step's program and the first batch. products: those of a step of the
-    program that trains the run, where it is not the run's own (`marks.count_products`). Raises UserError where a recipe
-    entry reached no product."""
+    program that trains the run, where it is not the run's own (`marks.count_products`); measure: of `compile_measure`,
+    if it was called. Raises UserError where a recipe entry reached no product."""
     tokens = place(next(run.train_batches())["tokens"], run.program)
     structure, layers = run.program.structure, run.experiment.model.layers
     counts = marks.count_products(_traced_step(run, state, tokens).jaxpr) if products is None else products
@@ -35,8 +46,18 @@ def audit_run(run: Run, state: State, products: Counter[str] | None = None) -> d
     measured = {}
     if structure.sites:
         expected = audit.expected_grids(run.recipe, structure, layers)
-        measured = jax.device_get(_measuring(run.program)(_arguments(run, state, tokens), expected))
+        measured = jax.device_get((measure or _measuring(run.program))(_arguments(run, state, tokens), expected))
     return audit.report(run.recipe, structure, counts, measured, layers)
+
+
+def compile_measure(run: Run) -> Measure:
+    """What measures the operands of runs of one program, compiled before it is needed."""
+    if not run.program.structure.sites:
+        return _measuring(run.program)
+    tokens = place(next(run.train_batches())["tokens"], run.program)
+    expected = audit.expected_grids(run.recipe, run.program.structure, run.experiment.model.layers)
+    lowered = _measuring(run.program).lower(_arguments(run, abstract_state(run.program), tokens), expected)
+    return lowered.compile()
 
 
 @cache
