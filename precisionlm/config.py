@@ -13,7 +13,6 @@ from pydantic_core import ErrorDetails
 from precisionlm.errors import UserError, nearest
 from precisionlm.precision.recipe import parse_recipe
 
-
 T = TypeVar("T", bound=BaseModel)
 
 

@@ -40,7 +40,9 @@ class Budget(Section):
         the budget names none."""
         flops = sum(row.flops - row.shared for row in rows)
         if self.flops is not None and flops > self.flops:
-            raise UserError(f"{source}: budget.flops: {len(rows)} runs cost {flops:.3g} FLOPs, the cap is {self.flops:.3g}")
+            raise UserError(
+                f"{source}: budget.flops: {len(rows)} runs cost {flops:.3g} FLOPs, the cap is {self.flops:.3g}"
+            )
         if self.chip_hours is None:
             return
         chip = at_hand if self.chip is None else chip_named(self.chip)

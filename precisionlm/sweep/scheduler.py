@@ -20,7 +20,7 @@ from precisionlm.storage.claim import BusyError
 from precisionlm.storage.failure import forget_failure, record_failure
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
-from precisionlm.sweep.rows import Row
+from precisionlm.sweep.rows import Row, packed_with
 from precisionlm.training.execute import train
 from precisionlm.training.run import Run, prepare_run
 from precisionlm.training.step import train_step
@@ -78,7 +78,7 @@ def groups_of(rows: Sequence[Row], options: Options) -> list[Group]:
         if row.finished or (row.status == "failed" and not options.retry_failed):
             continue
         run = _on_one_device(row.run) if options.pack != 1 else None
-        key = (False, row.run.program) if run is None else (True, *_shared(run))
+        key = (False, row.run.program) if run is None else (True, *packed_with(run))
         if key not in programs:
             programs.append(key)
         families.setdefault(key, []).append((row, run or row.run))
@@ -117,13 +117,6 @@ def _on_one_device(run: Run) -> Run | None:
     if not (alone and plain and silent):
         return None
     return prepare_run(e, jax.local_devices()[:1])
-
-
-def _shared(run: Run) -> tuple[Any, ...]:
-    """Equal for runs that can be one pack."""
-    e, meta = run.experiment, run.dataset.meta
-    data = (meta.train.sha256, meta.validation.sha256, e.data.sequence_length, e.training.eval_tokens)
-    return (run.program, e.training.batch_size, *data)
 
 
 def dispatch_steps(lengths: Sequence[int]) -> int:
