@@ -300,7 +300,7 @@ def _explain(section: type[BaseModel], detail: ErrorDetails) -> str:
 
 def _keys_at(section: type[BaseModel], path: list[str]) -> dict[str, Any]:
     for part in path:
-        annotation = section.model_fields[part].annotation
-        (section,) = get_args(annotation)[:1] if isinstance(annotation, UnionType) else (annotation,)
+        annotation: Any = section.model_fields[part].annotation
+        section = get_args(annotation)[0] if isinstance(annotation, UnionType) else annotation
         assert isinstance(section, type) and issubclass(section, BaseModel)
     return section.model_fields

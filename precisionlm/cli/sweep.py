@@ -29,9 +29,7 @@ def add_sweep(verbs: Any) -> None:
     sweep = add_verb(verbs, "sweep", _sweep, _HELP, "precisionlm sweep configs/formats.yaml --out runs --dry-run",
                      overrides=True)  # fmt: skip
     sweep.usage = "precisionlm sweep [status] FILE --out OUT [options] [--section.key VALUE …]"
-    sweep.add_argument(
-        "config", metavar="FILE", help="sweep YAML: an experiment and a grid; `status FILE`: how far it is"
-    )
+    sweep.add_argument("config", metavar="FILE", help="sweep YAML; `status FILE`: how far it is")
     sweep.add_argument("file", nargs="?", help=argparse.SUPPRESS)
     sweep.add_argument(
         "--pack", default="auto", metavar="auto|N", help="train N runs of one structure as one program (1: none)"
@@ -42,14 +40,14 @@ def add_sweep(verbs: Any) -> None:
     sweep.add_argument(
         "--ptq",
         metavar="W3,W4-g128,…",
-        help="evaluate runs with their weights rounded to these, too (evaluate: {ptq: …})",
+        help="beside evaluate.ptq: evaluate runs with weights rounded to these",
     )
     sweep.add_argument("--retry-failed", action="store_true", help="try again what failed")
     sweep.add_argument(
         "--shard",
         metavar="I/N",
-        help="only part I, from 0, of N, dealt out by FLOPs; auto: as Slurm arrays, Kubernetes indexed jobs (auto/N) or "
-        "SkyPilot say",
+        help="only part I, from 0, of N, dealt out by FLOPs; auto: as Slurm's array or SkyPilot says; auto/N: also as "
+        "Kubernetes' indexed job says",
     )
     add_job_arguments(sweep)
 
@@ -64,7 +62,7 @@ def _sweep(args: argparse.Namespace) -> int:
     with Interruption() as signalled:  # before the imports that take seconds
         from precisionlm.cluster.processes import is_first, on_all
         from precisionlm.sweep.grid import read_sweep
-        from precisionlm.sweep.rounding import round_finished
+        from precisionlm.sweep.rounding import check_fit, round_finished
         from precisionlm.sweep.rows import plan
         from precisionlm.sweep.workers import work
 
@@ -74,6 +72,7 @@ def _sweep(args: argparse.Namespace) -> int:
             warn(sweep.experiments)
             rows = on_all(lambda: plan(sweep.experiments, args.out))
             on_all(lambda: _check_budget(sweep, rows, str(args.config)))
+            on_all(lambda: check_fit(rows, options.ptq))
             if args.shard is not None:
                 rows = _dealt(rows, args.shard)
             if args.dry_run:
@@ -141,22 +140,20 @@ def _print_plan(rows: Sequence[Any], options: Any, budget: Any, args: argparse.N
     chip = args.chip or (budget.chip if budget else None)
     mfu = budget.mfu if budget and args.mfu is None else args.mfu
     groups = groups_of(rows, options)
+    entries = planned(rows, chip, mfu)
+    nothing = {"group": None, "pack": None, "why": "not to be trained"}
     together = {
         row.run.run_id: {"group": number, "pack": group.shape.runs if group.shape else 1, "why": group.why}
         for number, group in enumerate(groups)
         for row in group.rows
     }
-    nothing = {"group": None, "pack": None, "why": "not to be trained"}
-    entries = [entry | together.get(entry["run_id"], nothing) for entry in planned(rows, chip, mfu)]
     left = [entry for entry in entries if entry["run_id"] in together]
-    cost = f"{sum(e['flops'] - e['shared'] for e in left):.3g} FLOPs"
+    cost = f"{sum(entry['flops'] - entry['shared'] for entry in left):.3g} FLOPs"
     if left and left[0]["chip"]:
-        cost += f", {sum(e['chip_hours'] for e in left):,.3g} hours of one {left[0]['chip']}"
-    lines = [
-        *(group.text for group in groups),
-        f"to train: {len(left)} runs, {len(groups)} training steps to compile, {cost}",
-    ]
-    return print_runs(entries, args.json, lines)
+        cost += f", {sum(entry['chip_hours'] for entry in left):,.3g} hours of one {left[0]['chip']}"
+    to_train = f"to train: {len(left)} runs, {len(groups)} training steps to compile, {cost}"
+    entries = [entry | together.get(entry["run_id"], nothing) for entry in entries]
+    return print_runs(entries, args.json, [*(group.text for group in groups), to_train])
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -40,9 +40,8 @@ class Budget(Section):
         the budget names none."""
         flops = sum(row.flops - row.shared for row in rows)
         if self.flops is not None and flops > self.flops:
-            raise UserError(
-                f"{source}: budget.flops: {len(rows)} runs cost {flops:.3g} FLOPs, the cap is {self.flops:.3g}"
-            )
+            cap = f"the cap is {self.flops:.3g}"
+            raise UserError(f"{source}: budget.flops: {len(rows)} runs cost {flops:.3g} FLOPs, {cap}")
         if self.chip_hours is None:
             return
         chip = at_hand if self.chip is None else chip_named(self.chip)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from precisionlm.config import Experiment, Section, apply_overrides, build, read_yaml, validated
 from precisionlm.errors import UserError
@@ -43,7 +43,7 @@ Changes = dict[str, Any]  # key path (or `tokens`, `preset`) → value
 class Evaluate(Section):
     """What finished runs are evaluated at, beside their own precision."""
 
-    ptq: list[str] = []
+    ptq: list[str] = Field([])
 
     @field_validator("ptq")
     @classmethod
@@ -129,7 +129,8 @@ def _axes(file: SweepFile, source: str) -> dict[str, Sequence[Changes]]:
     if len(set(lengths.values())) > 1:
         raise UserError(f"{source}: zip: the axes must be equally long; {', '.join(lengths)}")
     sets: dict[str, str] = {_RATE: "'lr:'"} if file.lr is not None else {}
-    named = {f"axis '{name}'": values for name, values in (*axes.items(), *together.items())}
+    named = {f"grid axis '{name}'": values for name, values in axes.items()}
+    named |= {f"zip axis '{name}'": values for name, values in together.items()}
     if file.seeds is not None:
         axes["seeds"] = named["'seeds:'"] = [{_SEED: seed} for seed in file.seeds]
     for name, values in named.items():

@@ -8,12 +8,19 @@ import jax
 
 from precisionlm.precision.recipe import Quantization
 from precisionlm.progress import Reporter
-from precisionlm.ptq.evaluate import quantize_run, recorded
+from precisionlm.ptq.evaluate import bound_to, quantize_run, recorded
 from precisionlm.storage.checkpoint import folder_of
 from precisionlm.storage.claim import BusyError, claim
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.sweep.rows import Row
+
+
+def check_fit(rows: Sequence[Row], quantizations: Sequence[Quantization]) -> None:
+    """Raises UserError where a format does not fit a model's sizes, before anything is trained."""
+    for e in {(e.model, e.data.sequence_length): e for e in (row.run.experiment for row in rows)}.values():
+        for quantization in quantizations:
+            bound_to(e, quantization)
 
 
 def round_finished(

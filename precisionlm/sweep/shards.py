@@ -84,7 +84,7 @@ def deal(rows: Sequence[Row], shard: Shard) -> list[Row]:
         for unit in units.values():
             flops = sum(row.flops - row.shared for row in unit)
             # All work on one line, in equal pieces: a unit is of the piece in which its middle lies.
-            if int((before + flops / 2) / total * shard.count) == shard.index:
+            if min(shard.count - 1, int((before + flops / 2) / total * shard.count)) == shard.index:
                 mine |= {row.run.run_id for row in unit}
             before += flops
     return [row for row in rows if row.run.run_id in mine]

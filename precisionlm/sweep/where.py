@@ -70,7 +70,7 @@ class Names(Mapping[str, Any]):
 
 
 def _key_paths(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         found |= _key_paths(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
     return found

@@ -25,12 +25,11 @@ def work(
     outcome = run_sweep(rows, out, report, interrupted, options, say)
     while outcome.busy:
         looked = on_first(lambda: {run_id: _held_or_status(RunDirectory(out, run_id)) for run_id in outcome.busy})
-        left = [
-            replace(row, status=looked[row.run.run_id]) for row in rows if looked.get(row.run.run_id, "held") != "held"
-        ]
+        free = {run_id: status for run_id, status in looked.items() if status != "held"}
+        left = [replace(row, status=free[row.run.run_id]) for row in rows if row.run.run_id in free]
         if not left:
             break
-        outcome.busy = [run_id for run_id in outcome.busy if looked[run_id] == "held"]
+        outcome.busy = [run_id for run_id in outcome.busy if run_id not in free]
         say(f"{len(left)} runs that others held are looked at again")
         again = run_sweep(left, out, report, interrupted, replace(options, retry_failed=False), say)
         for name, value in vars(again).items():
