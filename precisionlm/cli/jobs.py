@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from precisionlm.cluster.hardware import ASSUMED_MFU, chip_hours, chip_named, chip_of
 from precisionlm.errors import UserError
-
-MFU = 0.4  # assumed where none is given
 
 
 def add_job_arguments(verb: argparse.ArgumentParser) -> None:
@@ -19,7 +18,7 @@ def add_job_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--dry-run", action="store_true", help="check everything, print sizes and FLOPs, run nothing")
     verb.add_argument("--json", action="store_true", help="print the outcome as JSON")
     verb.add_argument("--chip", help="with --dry-run: hours of this chip (H100 SXM, TPU v5e, …; the one at hand)")
-    verb.add_argument("--mfu", type=float, help=f"at this share of its bf16 peak (an assumption: {MFU})")
+    verb.add_argument("--mfu", type=float, help=f"at this share of its bf16 peak (an assumption: {ASSUMED_MFU})")
     several = verb.add_argument_group(
         "several processes", "Start the same command once a host; --out must be a folder that all of them share."
     )
@@ -77,9 +76,7 @@ def planned(rows: Sequence[Any], chip_name: str | None, mfu: float | None) -> li
     UserError."""
     import jax
 
-    from precisionlm.cluster.hardware import chip_hours, chip_named, chip_of
-
-    share = MFU if mfu is None else mfu
+    share = ASSUMED_MFU if mfu is None else mfu
     if not 0 < share <= 1:
         raise UserError(f"--mfu {share:g}: must be above 0 and at most 1")
     chip = chip_named(chip_name) if chip_name else chip_of(jax.devices()[0].device_kind)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from precisionlm.errors import UserError, nearest
 
 GB, GIB, TERA = 1e9, 2**30, 1e12
+ASSUMED_MFU = 0.4  # model FLOPs/s over the bf16 peak, where a plan is given none
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,10 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from precisionlm.cluster.hardware import Chip, chip_hours, chip_named
+from precisionlm.cluster.hardware import ASSUMED_MFU, Chip, chip_hours, chip_named
 from precisionlm.config import Section
 from precisionlm.errors import UserError
 from precisionlm.sweep.rows import Row
-
-MFU = 0.4  # assumed where none is given
 
 
 class Budget(Section):
@@ -19,7 +17,7 @@ class Budget(Section):
     flops: float | None = Field(None, gt=0, description="of training, by formula (16-bit-equivalent operations)")
     chip_hours: float | None = Field(None, gt=0, description="of one chip, for these FLOPs")
     chip: str | None = Field(None, description="name of the chip; the one at hand if absent")
-    mfu: float = Field(MFU, gt=0, le=1, description="share of its bf16 peak that is assumed")
+    mfu: float = Field(ASSUMED_MFU, gt=0, le=1, description="share of its bf16 peak that is assumed")
 
     @field_validator("chip")
     @classmethod
