@@ -54,7 +54,7 @@ def train_pack(
     Raises UserError as `train` does, and PreemptedError as soon as `interrupted` says so: then the state of all members
     is on disk, and the same runs continue where they were.
     """
-    prepared.execute_once()
+    prepared.compile()
     with (
         ThreadPoolExecutor(1, "results") as writer,  # one: orbax is not made for several at once
         ExitStack() as held,

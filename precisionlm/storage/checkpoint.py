@@ -25,7 +25,6 @@ from precisionlm.storage.host_memory import get_memory, on_hosts
 from precisionlm.storage.orbax_quirks import Quiet, collect_given_up, let_go
 from precisionlm.storage.run_directory import RunDirectory
 
-
 # Orbax's saves tell each other by a count that is the process's: of two at once, one waits for the other's signals.
 _ONE_AT_A_TIME = threading.Lock()
 
