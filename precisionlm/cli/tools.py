@@ -26,6 +26,7 @@ def add_tools(verbs: Any) -> None:
     compile_.add_argument("config", type=Path, help="experiment YAML; with --sweep a sweep YAML")
     compile_.add_argument("--topology", required=True, help="v5e:2x2, v5e:16x16, v5p:2x2x4, v6e:4x4, …")
     compile_.add_argument("--sweep", action="store_true", help="every program of a grid; stops where one does not fit")
+    compile_.add_argument("--pack", type=int, metavar="N", help="a step of N such runs on every device")
     compile_.add_argument("--timeout", type=float, default=3600.0, help="seconds for one program")
     compile_.add_argument("--json", action="store_true", help="print the reports as JSON")
 
@@ -118,9 +119,9 @@ def _compile(args: argparse.Namespace) -> int:
 
     with reporting("compile") as report:
         if args.sweep:
-            rows = compile_sweep(load_sweep(args.config, args.rest), args.topology, args.timeout, report)
+            rows = compile_sweep(load_sweep(args.config, args.rest), args.topology, args.timeout, report, args.pack)
         else:
-            rows = [compile_for(load_experiment(args.config, args.rest), args.topology, args.timeout)]
+            rows = [compile_for(load_experiment(args.config, args.rest), args.topology, args.timeout, args.pack)]
     if args.json:
         print(as_json(rows))
     else:
