@@ -62,8 +62,8 @@ def status_of(directory: RunDirectory) -> str:
 def packed_with(run: Run) -> tuple[Hashable, ...]:
     """Equal for runs that can be one pack."""
     e, meta = run.experiment, run.dataset.meta
-    data = (meta.train.sha256, meta.validation.sha256, e.data.sequence_length, e.training.eval_tokens)
-    return (run.program, e.training.batch_size, *data)
+    data = (meta.train.sha256, meta.validation.sha256, e.data.sequence_length)
+    return (run.program, e.training.batch_size, *data, e.training.eval_tokens, e.training.eval_bf16)
 
 
 def _with_shared(row: Row, rows: Iterable[Row]) -> Row:
