@@ -27,8 +27,8 @@ RECIPES = (
 def bench_precision(
     sizes: Sequence[str], recipes: Sequence[str], say: Callable[[str], None], rounds: int = 5
 ) -> list[dict[str, Any]]:
-    """Rows {size, recipe, pass, ms, ratio, low, high, memory, tokens_per_second, loss, error}: the step's median time and
-    temporary memory as ratios to bf16 of the same size and pass; low and high are the ratios of single rounds.
+    """Rows {size, recipe, pass, ms, ratio, low, high, memory, tokens_per_second, loss, error}: the step's median time
+    and temporary memory as ratios to bf16 of the same size and pass; low and high are the ratios of single rounds.
 
     Raises UserError for an unknown size or fewer than one round.
     """
