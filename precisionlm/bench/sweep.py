@@ -2,6 +2,7 @@
 version of the program, and in PyTorch, each as a user starts it and with nothing compiled before."""
 
 import json
+import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -40,6 +41,10 @@ class Asked:
         """Raises UserError for what cannot be measured."""
         if unknown := [name for name in self.jobs if name not in JOBS]:
             raise UserError(f"--jobs {unknown[0]}: valid: {', '.join(JOBS)}")
+        if not (self.jobs or self.baseline or self.torch):
+            raise UserError(f"--jobs: nothing to measure; valid: {', '.join(JOBS)}")
+        if self.torch is not None and shutil.which(self.torch) is None:
+            raise UserError(f"--torch {self.torch}: no such program")
         if self.baseline is not None and not (self.baseline / "precisionlm" / "__main__.py").is_file():
             raise UserError(f"--baseline {self.baseline}: holds no source tree of precisionlm")
         for name, value in (("runs", self.runs), ("measured", self.measured), ("rounds", self.rounds)):
@@ -149,13 +154,14 @@ def _separate(asked: Asked, data: Path, place: Place, job: Job) -> Job:
 
 def _torch(asked: Asked, data: Path, place: Place, job: Job) -> Job:
     count, peer = min(asked.measured, asked.runs), Path(__file__).with_name("torch_peer.py")
+    python = str(Path(shutil.which(asked.torch or "") or "").absolute())
     start = f"import runpy; runpy.run_path({str(peer)!r}, run_name='__main__')"
     parts, said = [], []
     for size in asked.sizes:
         commands = []
         for number in range(count):
             arguments = json.dumps(torch_arguments(size, number, asked.tokens, data))
-            commands.append(place.command([asked.torch or "", "-c", start, arguments]))
+            commands.append(place.command([python, "-c", start, arguments]))
         parts.append(commands)
         said.append([json.loads(command.stdout) for command in commands])
     return replace(

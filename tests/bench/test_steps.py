@@ -35,7 +35,7 @@ def fast_learners(*recipes):
 
 @pytest.mark.parametrize("backward", [True, False])
 def test_no_variant_trains_on_tokens_that_another_has_seen(backward, one_device):
-    rows = measure_steps(fast_learners("bf16", "W8A8", "W4A8"), rounds=2, backward=backward)
+    rows = measure_steps(fast_learners("bf16", "W8A8"), rounds=2, backward=backward)
     for row in rows:
         assert row.error == "" and len(row.seconds) == 2 and min(row.seconds) > 0
         assert ENTROPY - 0.05 < row.loss < ENTROPY + 0.5
@@ -44,7 +44,7 @@ def test_no_variant_trains_on_tokens_that_another_has_seen(backward, one_device)
 def test_tokens_that_are_known_are_an_error_of_the_row(one_device, monkeypatch):
     drawn = steps.fresh_batches
     monkeypatch.setattr(steps, "fresh_batches", lambda *words: drawn(*words[:4]))  # whatever the turn and the variant
-    first, *_, last = sorted(measure_steps(fast_learners("bf16", "W8A8", "W4A8"), rounds=2), key=lambda row: row.loss)
+    first, *_, last = sorted(measure_steps(fast_learners("bf16", "W8A8"), rounds=2), key=lambda row: row.loss)
     assert first.loss < last.loss and first.loss < ENTROPY - 0.2
     assert (
         first.error
@@ -72,12 +72,11 @@ def test_batches_are_others_for_every_turn_and_variant():
 
 def test_scaling_repeats_no_batch(monkeypatch):
     monkeypatch.setattr(scaling, "_ROUNDS", 2)
-    monkeypatch.setattr(jax, "device_count", lambda: 2)
-    rows = scaling.bench_scaling("tiny", "bf16", lambda text: None)
-    assert [row["devices"] for row in rows] == [1, 2] and rows[0]["speedup"] == 1.0
-    for row in rows:
-        assert row["error"] == "" and row["loss"] > ENTROPY - 0.05 and row["tokens_per_second"] > 0
-    assert scaling.as_table([rows[0] | {"error": learned(0.1, 512)}]).endswith("tokens were seen before")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    (row,) = scaling.bench_scaling("tiny", "bf16", lambda text: None)
+    assert row["devices"] == 1 and row["speedup"] == 1.0 and row["tokens_per_second"] > 0
+    assert row["error"] == "" and row["loss"] > ENTROPY - 0.05
+    assert scaling.as_table([row | {"error": learned(0.1, 512)}]).endswith("tokens were seen before")
 
 
 def test_table_has_every_recipe_in_both_passes():

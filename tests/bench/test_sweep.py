@@ -195,7 +195,7 @@ def test_whole_jobs_of_this_version(capsys):
     ]  # fmt: skip
     for row in rows:
         assert 0 < row["steps_share"] < 1 and row["compile_seconds"] > 0 and row["programs"] > 0
-        assert row["loss"] == pytest.approx(math.log(512), abs=0.1) and row["tokens"] == 3 * 10240
+        assert row["loss"] == pytest.approx(math.log(512), abs=0.1) and row["tokens"] == 3 * 30720
         assert row["jax_version"] == jax.__version__
 
 
