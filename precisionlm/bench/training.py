@@ -85,7 +85,7 @@ def _run(experiment: Experiment, root: Path, name: str, every: int | None) -> tu
         answer = process.stdout.read()
     if process.returncode or first is None:
         raise UserError(f"bench training: the run ended with {process.returncode}: {' '.join(said[-1:]).strip()[:300]}")
-    lines = read_metrics(Path(json.loads(answer)["run_dir"]) / "metrics.jsonl")
+    lines = list(read_metrics(Path(json.loads(answer)["run_dir"]) / "metrics.jsonl"))
     ends = [line["wall_seconds"] for line in lines if line["step"] >= _WARM_UP]
     losses = [line["loss"] for line in lines if "loss" in line]
     return first, ends[-1] - ends[0], statistics.mean(losses[-_WARM_UP // 2 :])

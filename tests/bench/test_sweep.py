@@ -175,19 +175,7 @@ def test_packed_steps_alone(monkeypatch):
 
 @pytest.mark.long
 def test_whole_jobs_of_this_version(capsys):
-    words = [
-        "--sizes",
-        "tiny",
-        "--runs",
-        "3",
-        "--tokens",
-        "10240",
-        "--measured",
-        "2",
-        "--baseline",
-        str(HERE),
-        "--json",
-    ]
+    words = f"--sizes tiny --runs 3 --tokens 30720 --measured 2 --baseline {HERE} --json".split()
     assert main(["bench", "sweep", *words]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["job"], row["measured"], row["error"]) for row in rows] == [
