@@ -69,6 +69,7 @@ def _measured(size: str, runs: int, steps: int, remat: str | None, rounds: int, 
     try:
         began = time.perf_counter()
         prepared = Prepared(shape, members[0])
+        prepared.compile()
         row["compile_seconds"] = time.perf_counter() - began
         row["temporary"] = prepared.advance.memory_analysis().temp_size_in_bytes
         seconds, loss = _advanced(prepared, members, rounds)
@@ -92,7 +93,6 @@ def _advanced(prepared: Prepared, members: Sequence[Run], rounds: int) -> tuple[
     for slot, run in enumerate(members):
         beginning = initial_state(run.program, run.experiment.training.seed, run.grids)
         state = put(shape.alone())(state, jax.device_put(beginning, shape.shared), slot)
-    prepared.execute_once()
     orders = [Order(run.train_batches()) for run in members]
     numbers, all_of_them = prepared.numbers(list(members)), prepared.counts([shape.steps] * shape.runs)
     seconds, lowest, done = [], float("nan"), 0
