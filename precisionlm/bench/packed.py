@@ -62,7 +62,7 @@ def _measured(size: str, runs: int, steps: int, remat: str | None, rounds: int, 
     row: dict[str, Any] = {"size": size, "runs": runs, "steps": steps, "error": ""}
     tokens = steps * (1 + rounds * _DISPATCHES) * batch_tokens(size)
     members = [prepare_run(build(run_tree(size, r, tokens, data), "bench"), devices[:1]) for r in range(runs)]
-    row["remat"] = remat or choose(members[0], runs // len(devices), None).remat
+    row["remat"] = remat or choose(members[0], runs // len(devices), runs // len(devices)).remat
     members = [with_remat(run, row["remat"]) for run in members]
     e = members[0].experiment
     shape = PackShape(members[0].program, run_mesh(devices), runs, steps, e.training.batch_size, e.data.sequence_length)
