@@ -12,9 +12,10 @@ from precisionlm.training.step import Program, abstract_state
 
 # Tokens of all members in one step, by platform: more fill no device any better.
 _FILLED = {"cpu": 1 << 12, "gpu": 1 << 18, "tpu": 1 << 17}
-# Model widths up to which packing pays. Measured in steps: on one H100 1.3 to 1.6 times the tokens/s at 96 to 384; of 8
-# on two CPU cores 1.35 times at 32, 0.93 times at 64. TPU: by the compiler's estimates, 1.5 times at 128, 0.95 at 256.
-_PAYS = {"cpu": 48, "gpu": 512, "tpu": 192}
+# Model widths up to which packing pays. On one H100 steps make 1.3 to 1.6 times the tokens/s at 96 to 384, by a TPU
+# compiler's estimates 1.5 times at 128 and 0.95 at 256. On two CPU cores 1.35 times at 32, which longer compilation eats:
+# whole jobs of four short runs took 1.4 times as long.
+_PAYS = {"cpu": 0, "gpu": 512, "tpu": 192}
 _MEMORY_SHARE = 0.7
 _STATE_BYTES = 24  # a parameter: weights, moments, gradients, and the copies in the compute dtype
 
@@ -34,7 +35,9 @@ def choose(run: Run, count: int, asked: int | None) -> Choice:
     platform = program.mesh.devices.flat[0].platform
     batch_tokens = e.batch_tokens // e.training.accumulate
     if asked is None and e.model.width > _PAYS.get(platform, 0):
-        return Choice(1, program.remat, f"width {e.model.width}: packing pays up to {_PAYS.get(platform, 0)} here")
+        limit_of_width = _PAYS.get(platform, 0)
+        known = f"pays up to width {limit_of_width} here" if limit_of_width else "does not pay on these devices"
+        return Choice(1, program.remat, f"packing {known}; --pack N packs")
     filled = max(1, _FILLED.get(platform, 1 << 17) // batch_tokens)
     wanted = min(count, filled if asked is None else asked)
     limit = _MEMORY_SHARE * _memory(program)
