@@ -119,7 +119,8 @@ def test_weights_from_standard_errors_move_the_fit_towards_precise_rows():
 
 
 def test_kumar_is_recovered_from_its_own_grid(kumar_runs):
-    analysis = analyze(kumar_runs(), "kumar", starts=64, resamples=64, over="run")
+    analysis = analyze(kumar_runs(), "kumar", starts=32, resamples=200)
+    assert (analysis.bootstrap.over, analysis.bootstrap.groups) == ("cell", 20)
     truth = laws.get("kumar").published[0].as_dict()
     truth["C_T"] *= np.exp(truth["b"])
     params = analysis.result.params
