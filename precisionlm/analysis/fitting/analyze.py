@@ -158,7 +158,8 @@ def _usable(
     """The rows that have all of the law's numbers that the table has; restrictions are the member's own."""
     for symbol in law.symbols:
         if symbol.kind == "category" and (column := column_of(symbol, frame, columns)) not in frame.columns:
-            raise UserError(f"law {law.name} needs column {column} ({symbol.name}); {name_it(frame, symbol.name, columns)}")
+            named = name_it(frame, symbol.name, columns)
+            raise UserError(f"law {law.name} needs column {column} ({symbol.name}); {named}")
     numbers = tuple(s for s in law.symbols if s.kind != "category" and _there(s, frame, columns))
     present = replace(law, symbols=numbers, restrictions=())
     names = {s.name for s in present.readable}
