@@ -1,23 +1,18 @@
-"""The verbs that draw: figures and report."""
+"""The verbs that draw: figures and report. They import what draws when they run, so that no other verb waits for it."""
 
 import argparse
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from precisionlm.analysis import laws
 from precisionlm.analysis.decisions.summary import decisions
-from precisionlm.analysis.figures import papers, rows
-from precisionlm.analysis.figures.draw import write_all
-from precisionlm.analysis.figures.fitted import of_fit
-from precisionlm.analysis.figures.recipes import recipes_of
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.fitting.compare import as_table, check_symbols, compare, own_columns, score
 from precisionlm.analysis.fitting.held_out import make_splits
 from precisionlm.analysis.fitting.objective import parse_objective
-from precisionlm.analysis.report.report import HeldOut, write_report
 from precisionlm.analysis.table import read as tables
 from precisionlm.cli.fit_arguments import (
     add_fit_arguments,
@@ -33,6 +28,9 @@ from precisionlm.cli.fit_arguments import (
 from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import UserError
 from precisionlm.training.provenance import package_version
+
+if TYPE_CHECKING:
+    from precisionlm.analysis.report.report import HeldOut
 
 
 def add_figures(subparsers: Any) -> None:
@@ -73,6 +71,11 @@ def add_report(subparsers: Any) -> None:
 
 def run_figures(arguments: argparse.Namespace) -> int:
     """`precisionlm figures`."""
+    from precisionlm.analysis.figures import papers, rows
+    from precisionlm.analysis.figures.draw import write_all
+    from precisionlm.analysis.figures.fitted import of_fit
+    from precisionlm.analysis.figures.recipes import recipes_of
+
     if arguments.published == bool(arguments.runs):
         raise UserError("figures needs either --published or --runs FILE")
     if arguments.published:
@@ -116,6 +119,8 @@ def run_report(arguments: argparse.Namespace) -> int:
         return show_plan(
             arguments, [preview(arguments, frame, law, columns=own_columns(law, renamed)) for law in names]
         )
+    from precisionlm.analysis.report.report import write_report
+
     fits = [fit_from(arguments, frame, law, columns=own_columns(law, renamed)) for law in names]
     checked, doubts = _held_out(arguments, frame, dict(zip(names, fits, strict=True)), renamed)
     advice = [line for fit in fits for line in decisions(fit)]
@@ -139,8 +144,10 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 def _held_out(
     arguments: argparse.Namespace, frame: pd.DataFrame, fits: dict[str, Analysis], renamed: dict[str, str]
-) -> tuple[HeldOut | None, list[str]]:
+) -> tuple["HeldOut | None", list[str]]:
     """The laws on rows left out, each refitted from the fit there is; None, and why, where no rows can be left out."""
+    from precisionlm.analysis.report.report import HeldOut
+
     objective, starts, choices = parse_objective(arguments.objective), min(arguments.starts, 200), choices_of(arguments)
     results = {name: fit.result for name, fit in fits.items()}
     try:

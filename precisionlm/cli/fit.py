@@ -18,6 +18,7 @@ from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.analysis.table import read as tables
 from precisionlm.cli.figures import add_figures, add_report
 from precisionlm.cli.fit_arguments import (
+    OBJECTIVES,
     add_choices,
     add_dry_run,
     add_fit_arguments,
@@ -80,7 +81,7 @@ def _add_compare(subparsers: Any) -> None:
     )
     add_table_arguments(parser)
     parser.add_argument("--laws", required=True, metavar="A,B,...", help="names of two or more laws, or FILE.py:NAME")
-    parser.add_argument("--objective", default="huber:1e-3", help="huber:DELTA or squares (log residuals), or relative")
+    parser.add_argument("--objective", default="huber:1e-3", help=OBJECTIVES)
     parser.add_argument("--starts", type=int, default=200, help="starting points per law (default 200)")
     add_dry_run(parser)
     add_choices(parser)

@@ -11,6 +11,8 @@ from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.cli.assignments import assignments, numbers, ranges
 from precisionlm.json_text import dumps
 
+OBJECTIVES = "huber:DELTA or squares (log residuals), relative or nats (squares)"
+
 
 def add_table_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Arguments that say which rows of which file."""
@@ -39,9 +41,7 @@ def columns_of(arguments: argparse.Namespace) -> dict[str, str]:
 
 def add_fit_arguments(parser: argparse.ArgumentParser, bootstrap: int) -> None:
     """Arguments that say how to fit."""
-    parser.add_argument(
-        "--objective", default="huber:1e-3", help="huber:DELTA or squares (log residuals), relative or nats (squares)"
-    )
+    parser.add_argument("--objective", default="huber:1e-3", help=OBJECTIVES)
     parser.add_argument("--starts", type=int, default=500, help="starting points (default 500)")
     parser.add_argument(
         "--bootstrap", type=int, default=bootstrap, metavar="N", help=f"refits for intervals (default {bootstrap})"

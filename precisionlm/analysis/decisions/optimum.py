@@ -5,7 +5,7 @@ factor (Kumar et al. 2024 drop the 1/P of D = C/(NP)), and their optimum 7-8 bit
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class Optimum:
     """The cheapest way to a loss, or the lowest loss for a cost.
 
     N, D (counts), P (bits), loss (nats/token), compute (16-bit-equivalent FLOPs). columns: what the law reads there.
-    intervals: name -> percentile 95 % interval over the bootstrap. notes: what to know about it.
+    notes: what to know about it.
     """
 
     N: float
@@ -35,7 +35,6 @@ class Optimum:
     loss: float
     compute: float
     columns: dict[str, float]
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -208,11 +207,6 @@ def _optimum(
              for name, value, edges in (("N", n, SIZES), ("P", p, BITS))
              if value <= edges[0] * 1.001 or value >= edges[1] * 0.999]  # fmt: skip
     return Optimum(n, d, p, loss, float(cost.total(n, d, p)), columns, notes=tuple(notes))
-
-
-def with_intervals(optimum: Optimum, intervals: dict[str, tuple[float, float]], *notes: str) -> Optimum:
-    """The same optimum with intervals and further notes."""
-    return replace(optimum, intervals=intervals, notes=(*optimum.notes, *notes))
 
 
 def _count(params: Mapping[str, Any]) -> int:

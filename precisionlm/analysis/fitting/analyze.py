@@ -158,7 +158,8 @@ def _usable(
     """The rows that have all of the law's numbers that the table has; restrictions are the member's own."""
     for symbol in law.symbols:
         if symbol.kind == "category" and (column := column_of(symbol, frame, columns)) not in frame.columns:
-            raise UserError(f"law {law.name} needs column {column} ({symbol.name}); {name_it(frame, symbol.name)}")
+            named = name_it(frame, symbol.name, columns)
+            raise UserError(f"law {law.name} needs column {column} ({symbol.name}); {named}")
     numbers = tuple(s for s in law.symbols if s.kind != "category" and _there(s, frame, columns))
     present = replace(law, symbols=numbers, restrictions=())
     names = {s.name for s in present.readable}
@@ -202,12 +203,10 @@ def analyze(
     """
     table = select(name, frame, columns, where, choices, drop_duplicates)
     choices.check([table.law])
+    weights = error_weights(table) if weighted else None
     if staged:
-        if choices.fixed or weighted:
-            raise UserError("a staged fit takes neither fixed parameters nor weights")
-        stages = fit_staged(table, objective, starts, over)
+        stages = fit_staged(table, objective, starts, over, choices.fixed, weights)
     else:
-        weights = error_weights(table) if weighted else None
         stages = (fit(table, objective, starts, choices.fixed, weights, over=over),)
     drawn = bootstrap_staged(stages, table, resamples, over) if resamples else None
     return Analysis(stages[-1], drawn, stages[:-1])

@@ -25,7 +25,7 @@ def error_weights(table: Table) -> np.ndarray:
     relative = table.error / table.observed
     known = np.isfinite(relative) & (relative > 0)
     if not known.any():
-        raise UserError(f"--weights needs the column {table.law.target.column}_se; no row has it")
+        raise UserError(f"--weights needs the column {table.target}_se; no row has it")
     relative = np.where(known, relative, np.median(relative[known]))
     raw = 1.0 / (relative**2 + np.median(relative) ** 2)
     return raw / raw.mean()
@@ -78,10 +78,20 @@ def fit(
 
 
 def fit_staged(
-    table: Table, objective: Objective = Objective(), starts: int = 500, over: str = "auto"
+    table: Table,
+    objective: Objective = Objective(),
+    starts: int = 500,
+    over: str = "auto",
+    fixed: Mapping[str, float] | None = None,
+    weights: np.ndarray | None = None,
 ) -> tuple[FitResult, ...]:
-    """Fit a law stage by stage (base on unquantized runs, then the precision terms); the last result has them all."""
-    law = table.law
+    """Fit a law stage by stage (base on unquantized runs, then the precision terms); the last result has them all.
+
+    fixed, weights: as for `fit`; a fixed constant is fixed in every stage. Raises UserError as `fit` does, for a law
+    without stages and for a stage without rows.
+    """
+    law, fixed = table.law, dict(fixed or {})
+    weights = np.ones(len(table)) if weights is None else weights
     if not law.stages:
         raise UserError(f"law {law.name} has no stages; fit it jointly")
     known: dict[str, float] = {}
@@ -92,6 +102,6 @@ def fit_staged(
             raise UserError(f"law {law.name}: no rows for its stage on {stage.rows}")
         neutral = {p.name: p.start[0] for p in law.parameters if p.name not in stage.free and p.held is None}
         part = table.take(rows, f"not in this stage ({stage.rows})")
-        results.append(fit(part, objective, starts, fixed=neutral | known, over=over))
+        results.append(fit(part, objective, starts, neutral | known | fixed, weights[rows], over=over))
         known |= {name: results[-1].params[name] for name in stage.free}
     return tuple(results)

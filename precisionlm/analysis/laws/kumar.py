@@ -33,12 +33,12 @@ from precisionlm.analysis.laws.base import (
 )
 from precisionlm.analysis.laws.chinchilla import base_loss, base_parameters
 from precisionlm.analysis.laws.identifiable import constants_per_operand
+from precisionlm.analysis.table.precision import HIGH
 from precisionlm.errors import UserError
 
 SOURCE = "Kumar et al. 2024, arXiv:2411.04330"
 OPERANDS = ("w", "a", "kv")
 FIGURES = "precisionlm.analysis.figures.kumar"
-HIGH = 16.0  # bits from which a training counts as unquantized
 
 P = {
     "w": Symbol("P_w", "w_bits", "bits", "bits of the weights in training"),

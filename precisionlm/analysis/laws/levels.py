@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from precisionlm.analysis.laws.base import Symbol
+from precisionlm.analysis.table.precision import UNQUANTIZED
 from precisionlm.errors import UserError, nearest
-
-UNQUANTIZED = ("16", "bf16", "fp16", "float16", "bfloat16", "32", "fp32", "float32", "none")  # in any case
 
 
 @dataclass(frozen=True)

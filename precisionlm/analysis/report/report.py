@@ -110,7 +110,7 @@ def _section(analysis: Analysis) -> dict[str, Any]:
     return {
         "name": law.name, "title": law.title, "source": law.source, "rows_used": result.rows_used,
         "runs": int(result.table.cluster.max()) + 1, "cells": int(result.table.cell.max()) + 1,
-        "target": _target(analysis), "excluded": result.table.excluded, "objective": str(result.objective),
+        "target": result.table.target, "excluded": result.table.excluded, "objective": str(result.objective),
         "value": f"{result.objective_value:.6g}", "starts": result.starts, "share": f"{100 * result.share:.0f} %",
         "status": result.status.value, "r2": f"{result.r2:.4f}", "rms": f"{result.rms_log:.3g}",
         "condition": f"{result.condition:.2g}", "warnings": list(dict.fromkeys(analysis.warnings)),
@@ -126,15 +126,9 @@ def _embedded(path: Path) -> Markup:
     return Markup(text[text.index("<svg") :])
 
 
-def _target(analysis: Analysis) -> str:
-    """The column that the law was fitted to."""
-    table = analysis.result.table
-    return table.names["gap" if table.law.is_gap else "loss"]
-
-
 def _runs(frame: pd.DataFrame, fits: Sequence[Analysis], recipes: Recipes) -> dict[str, Any]:
     """The first rows of the table: known columns, those that the laws were fitted to, and else the first ones."""
-    fitted = [name for a in fits if (name := _target(a)) in frame.columns]
+    fitted = [name for a in fits if (name := a.result.table.target) in frame.columns]
     known = list(dict.fromkeys([c for c in SHOWN if c in frame.columns] + fitted))
     others = [str(c) for c in frame.columns if c not in known]
     head = known if len(known) >= 6 else [*known, *others[: MOST_COLUMNS - len(known)]]

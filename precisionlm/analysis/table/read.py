@@ -47,6 +47,11 @@ class Table:
     def __len__(self) -> int:
         return len(self.observed)
 
+    @property
+    def target(self) -> str:
+        """The column that the law predicts."""
+        return self.names["gap" if self.law.is_gap else "loss"]
+
     def take(self, index: np.ndarray, reason: str = "") -> "Table":
         """The rows of a boolean mask or of positions; those left out are counted under `reason`."""
         keep = np.arange(len(self))[index]
@@ -92,7 +97,7 @@ def prepare(
     missing = {name: column for name, column in needed.items() if column not in frame.columns}
     if missing:
         lacking = ", ".join(f"{column} ({name})" for name, column in missing.items())
-        raise UserError(f"law {law.name} needs column {lacking}; {name_it(given, next(iter(missing)))}")
+        raise UserError(f"law {law.name} needs column {lacking}; {name_it(given, next(iter(missing)), columns or {})}")
     out = Exclusions(len(frame))
     _exclude_rows(law, frame, where, out)
     values: dict[str, np.ndarray] = {}
@@ -102,7 +107,8 @@ def prepare(
             assert symbol.default is not None
             values[symbol.name] = np.full(len(frame), symbol.default)
         else:
-            out.mark(mixture(frame, column), f"{column} describes only a share of its values: mixed precision")
+            remedy = f"mixed precision, of which --columns {symbol.name}=COLUMN may name a mean"
+            out.mark(mixture(frame, column), f"{column} describes only a share of its values: {remedy}")
             values[symbol.name] = _read_symbol(symbol, column, frame, out)
     observed = _read_symbol(law.target, target, frame, out)
     for symbol in law.symbols if law.is_gap else ():

@@ -63,11 +63,14 @@ def resolve(
             try:
                 made[names[name]] = derive(frame, names)
             except UserError as problem:
-                raise UserError(f"law {law.name}: {problem}; {name_it(frame, name)}") from problem
+                raise UserError(f"law {law.name}: {problem}; {name_it(frame, name, columns)}") from problem
     return frame.assign(**made), names
 
 
-def name_it(frame: pd.DataFrame, symbol: str, most: int = 12) -> str:
-    names = [str(c) for c in frame.columns]
+def name_it(frame: pd.DataFrame, symbol: str, columns: Mapping[str, str], most: int = 12) -> str:
+    """How a user names the column that a symbol lacks: the table's columns, without those that `columns` has already
+    named or computed."""
+    names = [str(c) for c in frame.columns if c not in columns.values()]
     shown = ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-    return f"the table has {shown}; --columns {symbol}=COLUMN names another"
+    also = "also " if columns else ""
+    return f"the table {also}has {shown}; --columns {symbol}=COLUMN names another"

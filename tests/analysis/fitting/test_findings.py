@@ -120,7 +120,14 @@ def test_noise_is_shared_where_the_data_say_so():
         grouping(alone, "seed")
 
 
+def test_percentiles_hold_95_in_100_however_few_the_samples():
+    draws = np.random.default_rng(0).random((49, 4000))
+    low, high = percentile_interval(draws)
+    assert np.mean(high - low) == pytest.approx(0.95, abs=0.003)  # the chance that a further draw falls inside
+    assert percentile_interval(np.arange(1.0, 200.0)) == pytest.approx((5.0, 195.0))
+
+
 def test_percentiles_pass_over_what_is_infinite_or_undefined():
-    low, high = percentile_interval(np.stack([np.arange(101.0), np.where(np.arange(101) < 90, 1.0, np.inf)], 1))
-    assert low.tolist() == [2.5, 1.0] and high.tolist() == [97.5, np.inf]
+    low, high = percentile_interval(np.stack([np.arange(199.0), np.where(np.arange(199) < 190, 1.0, np.inf)], 1))
+    assert low == pytest.approx([4.0, 1.0]) and high == pytest.approx([194.0, np.inf])
     assert percentile_interval([1.0, np.nan])[1] == np.inf

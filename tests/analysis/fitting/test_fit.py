@@ -7,6 +7,7 @@ import pytest
 from precisionlm.analysis import laws
 from precisionlm.analysis.fitting.analyze import analyze
 from precisionlm.analysis.fitting.bootstrap import bootstrap
+from precisionlm.analysis.fitting.choices import Choices
 from precisionlm.analysis.fitting.fit import Status, error_weights, fit, fit_staged
 from precisionlm.analysis.fitting.objective import Objective, parse_objective
 from precisionlm.analysis.fitting.solve import compile_count
@@ -18,6 +19,15 @@ def grid(law, sizes=(3e7, 1e8, 3e8, 1e9), budgets=(1e9, 4e9, 1.6e10, 6.4e10), no
     frame = pd.DataFrame([(n, d) for n in sizes for d in budgets], columns=["N_params", "D_tokens"])
     loss = law.predict(law.published[0].as_dict(), {"N": frame.N_params.to_numpy(), "D": frame.D_tokens.to_numpy()})
     return frame.assign(val_loss=loss * np.exp(noise * np.random.default_rng(seed).normal(size=len(frame))))
+
+
+def weights_grid(noise=0.002):
+    """The same cells at five widths of the weights; the first 16 rows are unquantized."""
+    law, cells = laws.get("kumar_neff_w"), grid(laws.get("chinchilla_tied"))
+    frame = pd.concat([cells.assign(w_bits=bits) for bits in (16.0, 8.0, 6.0, 5.0, 4.0)], ignore_index=True)
+    columns = {"N": frame.N_params, "D": frame.D_tokens, "P_w": frame.w_bits}
+    loss = law.predict(law.published[0].as_dict(), {k: v.to_numpy(float) for k, v in columns.items()})
+    return frame.assign(val_loss=loss * np.exp(noise * np.random.default_rng(3).normal(size=len(frame))))
 
 
 def test_public_chinchilla_runs_give_the_published_constants(public):
@@ -114,12 +124,14 @@ def test_weights_from_standard_errors_move_the_fit_towards_precise_rows():
     assert weights.mean() == pytest.approx(1.0) and weights[0] > 5 * weights[-1]
     plain, weighted = (fit(table, parse_objective("squares"), 64, weights=w) for w in (None, weights))
     assert np.abs(weighted.residuals[:8]).mean() < np.abs(plain.residuals[:8]).mean()
-    with pytest.raises(UserError, match="val_loss_se"):
-        error_weights(prepare(law, frame.drop(columns="val_loss_se")))
+    renamed = frame.drop(columns="val_loss_se").rename(columns={"val_loss": "final"})
+    with pytest.raises(UserError, match="--weights needs the column final_se"):
+        error_weights(prepare(law, renamed, {"loss": "final"}))
 
 
 def test_kumar_is_recovered_from_its_own_grid(kumar_runs):
-    analysis = analyze(kumar_runs(), "kumar", starts=64, resamples=64, over="run")
+    analysis = analyze(kumar_runs(), "kumar", starts=32, resamples=200)
+    assert (analysis.bootstrap.over, analysis.bootstrap.groups) == ("cell", 20)
     truth = laws.get("kumar").published[0].as_dict()
     truth["C_T"] *= np.exp(truth["b"])
     params = analysis.result.params
@@ -130,12 +142,25 @@ def test_kumar_is_recovered_from_its_own_grid(kumar_runs):
     assert analysis.result.status is Status.CONVERGED and analysis.result.r2 > 0.99
 
 
-def test_staged_fit_keeps_the_base(kumar_runs):
-    stages = fit_staged(prepare(laws.get("kumar_neff"), kumar_runs(ptq=False)), starts=64)
-    assert stages[0].rows_used == 20
+def test_staged_fit_keeps_the_base():
+    stages = fit_staged(prepare(laws.get("kumar_neff_w"), weights_grid()), starts=16)
+    assert [stage.rows_used for stage in stages] == [16, 80]
     assert all(stages[1].params[k] == pytest.approx(stages[0].params[k]) for k in ("A", "alpha", "B", "E"))
-    assert set(stages[1].free) == {"gamma_w", "n_w", "gamma_a", "n_a", "gamma_kv", "n_kv"}
-    assert stages[1].params["gamma_w"] == pytest.approx(2.6745, rel=0.3)
+    assert stages[1].free == ("gamma_w", "n_w")
+    assert stages[1].params["gamma_w"] == pytest.approx(2.6745, rel=0.1)
+
+
+def test_staged_fits_take_fixed_constants_and_weights():
+    frame = weights_grid()
+    frame["val_loss_se"] = np.where(np.arange(len(frame)) % 2, 1e-4, 1e-2)
+    held = {"alpha": 0.4965, "n_w": 0.3037}
+    choices = Choices(fixed=held)
+    base, last = analyze(frame, "kumar_neff_w", starts=16, choices=choices, staged=True, weighted=True).fits
+    assert base.free == ("A", "B", "E") and last.free == ("gamma_w",)
+    assert all(fit.params[k] == pytest.approx(v) for fit in (base, last) for k, v in held.items())
+    weights = error_weights(last.table)
+    np.testing.assert_allclose(base.weights, weights[:16])
+    np.testing.assert_allclose(last.weights, weights)
 
 
 def test_tiny_table_is_honest(tiny_runs):

@@ -11,8 +11,7 @@ from precisionlm.analysis.fitting.profile import profile_intervals, profile_of
 from precisionlm.analysis.table.read import prepare
 from precisionlm.errors import UserError
 
-from .test_fit import grid
-from .test_recovery import simulate
+from .test_fit import grid, weights_grid
 
 CHINCHILLA = laws.get("chinchilla")
 
@@ -69,24 +68,26 @@ def test_profiles_are_open_where_the_data_leave_them_open(fitted):
         profile_of(fitted, lambda p: 3.0)
 
 
-def test_least_squares_in_nats_agree_with_curve_fit():
+@pytest.mark.parametrize("objective", ["nats", "relative"])
+def test_least_squares_agree_with_curve_fit(objective):
     from scipy.optimize import curve_fit
 
     table = prepare(CHINCHILLA, grid(CHINCHILLA, noise=0.01))
-    ours = fit(table, parse_objective("nats"), starts=32)
+    ours = fit(table, parse_objective(objective), starts=32)
 
     def loss(x, log_a, alpha, log_b, beta, e):
         return np.exp(log_a - alpha * np.log(x[0])) + np.exp(log_b - beta * np.log(x[1])) + e
 
     x = np.stack([table.columns["N"], table.columns["D"]])
     start = [np.log(400), 0.35, np.log(2000), 0.37, 1.8]
-    theirs = curve_fit(loss, x, table.observed, start, maxfev=20000, ftol=1e-14, xtol=1e-14)[0]
+    unit = table.observed if objective == "relative" else None
+    theirs = curve_fit(loss, x, table.observed, start, unit, maxfev=20000, ftol=1e-14, xtol=1e-14)[0]
     for name, value in zip(("alpha", "beta", "E"), theirs[[1, 3, 4]], strict=True):
         assert ours.params[name] == pytest.approx(value, rel=1e-5), name
 
 
 def test_a_staged_bootstrap_carries_the_uncertainty_of_the_base():
-    table = simulate("kumar_neff_w", 3)
+    table = prepare(laws.get("kumar_neff_w"), weights_grid())
     stages = fit_staged(table, parse_objective("squares"), starts=8)
     base_exact = bootstrap(stages[-1], 96, over="cell")
     staged = bootstrap_staged(stages, table, 96, over="cell")

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from precisionlm.analysis.fitting.analyze import select
+from precisionlm.errors import UserError
 
 RECIPES = ("bf16", "W8A8", "W4A4", "W4A4@down:A8", "W3A3")
 
@@ -26,6 +27,14 @@ def test_a_share_below_one_is_a_mixture(frame):
     mean = select("kumar_neff_a", shares.assign(mean_width=[5.6 if "@" in r else 4.0 for r in frame.recipe]),
                   {"P_a": "mean_width"})  # fmt: skip
     assert len(mean) == 30
+
+
+def test_where_every_row_is_a_mixture_the_line_says_what_to_name(frame):
+    mixed = frame[frame.recipe == "W4A4@down:A8"].assign(a_share=0.6)
+    with pytest.raises(UserError, match=r"6 x a_bits describes only a share.*--columns P_a=COLUMN may name a mean"):
+        select("kumar_neff_a", mixed)
+    mean = select("kumar_neff_a", mixed, {"P_a": "a_share*a_bits + (1 - a_share)*8"})
+    assert mean.columns["P_a"] == pytest.approx(5.6)
 
 
 def test_a_recipe_with_exceptions_is_a_mixture_where_shares_are_unknown(frame):

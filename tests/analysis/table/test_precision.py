@@ -99,7 +99,7 @@ def test_rows_quantized_after_training_are_nothing_to_a_law_without_that_term():
 def test_mixed_precision_is_not_read_as_its_commonest_part():
     frame = runs(6, **W4, a_share=[1.0, 1.0, np.nan, 1.0, 0.7, 0.7], kv_bits=16.0)
     assert prepare(laws.get("kumar"), frame).excluded == {
-        "a_bits describes only a share of its values: mixed precision": 2
+        "a_bits describes only a share of its values: mixed precision, of which --columns P_a=COLUMN may name a mean": 2
     }
 
 
