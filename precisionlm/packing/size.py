@@ -13,7 +13,7 @@ from precisionlm.training.step import Program, abstract_state
 # Tokens of all members in one step, by platform: more fill no device any better.
 _FILLED = {"cpu": 1 << 12, "gpu": 1 << 18, "tpu": 1 << 17}
 # Model widths up to which packing pays. On one H100 steps make 1.3 to 1.6 times the tokens/s at 96 to 384, by a TPU
-# compiler's estimates 1.5 times at 128 and 0.95 at 256. On two CPU cores 1.35 times at 32, which longer compilation eats:
+# compiler's estimates 1.5 times at 128 and 0.95 at 256. On two CPU cores 1.35 times at 32, which compiling longer eats:
 # whole jobs of four short runs took 1.4 times as long.
 _PAYS = {"cpu": 0, "gpu": 512, "tpu": 192}
 _MEMORY_SHARE = 0.7
@@ -67,7 +67,7 @@ def member_bytes(program: Program, batch_tokens: int, remat: str) -> float:
     # Values of a token that a layer keeps; on one H100 the compiler's temporaries are within a fifth of this.
     layer: float = 4 * m.width + 2 * heads + 3.5 * m.mlp_width
     if remat != "none":
-        layer = 2 * m.width + heads + 2 * m.mlp_width + layer / m.layers
+        layer = min(layer, 2 * m.width + heads + 2 * m.mlp_width + layer / m.layers)
     logits = 2 * (m.vocab_size or 0) / program.loss_chunks
     return _STATE_BYTES * total + batch_tokens * width * (m.layers * layer + logits)
 

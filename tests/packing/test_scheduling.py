@@ -1,0 +1,98 @@
+"""Which runs of a sweep are packed and how large, and what becomes of packs that fail."""
+
+from dataclasses import replace
+
+import jax
+import pytest
+
+from precisionlm.packing.size import choose, member_bytes
+from precisionlm.storage.failure import read_failure
+from precisionlm.storage.result import Result
+from precisionlm.storage.run_directory import RunDirectory
+from precisionlm.sweep import scheduler
+from precisionlm.sweep.rows import plan
+from precisionlm.sweep.scheduler import Options, dispatch_steps, groups_of, run_sweep
+from precisionlm.training.run import prepare_run
+
+from .test_packs import ONE, experiment_of
+
+
+def silent(*_):
+    """Says nothing, and no."""
+
+
+@pytest.fixture
+def rows(tokens_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: ONE)
+    recipes = ("W4A8", "W3A4", "bf16", "W2A8", "W4-g16")
+    return plan([experiment_of(tokens_folder, recipe, 6) for recipe in recipes], tmp_path)
+
+
+def test_runs_of_one_structure_and_batch_are_one_group(rows, tokens_folder, tmp_path):
+    groups = groups_of(rows, Options(pack=8))
+    assert [[str(row.run.recipe) for row in group.rows] for group in groups] == [
+        ["W4A8", "W3A4", "W2A8"],
+        ["bf16"],
+        ["W4-g16"],
+    ]
+    assert [group.shape and group.shape.runs for group in groups] == [3, None, None]  # one run is no pack
+    assert all(group.shape is None for group in groups_of(rows, Options(pack=1)))
+    assert all("--pack" in group.why for group in groups_of(rows, Options()))  # on CPUs packing does not pay
+    other = plan([experiment_of(tokens_folder, "W4A8", 6, training={"eval_every": 3})], tmp_path)
+    assert groups_of(other, Options(pack=8))[0].shape is None
+
+
+@pytest.mark.parametrize(("lengths", "waste"), [([610], 0), ([1220, 610], 0), ([12], 0), ([7], 1), ([1221], 0)])
+def test_a_dispatch_divides_the_lengths_where_it_can(lengths, waste):
+    steps = dispatch_steps(lengths)
+    assert 8 <= steps <= 16 and sum(-length % steps for length in lengths) == waste
+
+
+def test_memory_limits_a_pack_and_more_is_kept_without_remat(rows, monkeypatch):
+    run = rows[0].run
+    alone = prepare_run(run.experiment, ONE)
+    tokens = run.experiment.batch_tokens
+    deep = alone.program.model.model_copy(update={"layers": 8})
+    kept, recomputed = (member_bytes(replace(alone.program, model=deep), tokens, how) for how in ("none", "dots"))
+    assert kept > 1.2 * recomputed
+    monkeypatch.setattr("precisionlm.packing.size._PAYS", {"cpu": 1000})
+    monkeypatch.setattr("precisionlm.packing.size._memory", lambda program: 3.5e9)
+    assert choose(alone, 5, None).runs == 5
+    needed = member_bytes(alone.program, tokens, "none")
+    monkeypatch.setattr("precisionlm.packing.size._memory", lambda program: 3.5 * needed)
+    choice = choose(alone, 5, None)
+    assert choice.runs == 2 and "GiB" in choice.why
+
+
+def test_a_pack_that_does_not_fit_is_halved(rows, tmp_path, monkeypatch):
+    tried, lines = [], []
+    train_pack = scheduler.train_pack
+
+    def small(prepared, *rest):
+        tried.append(prepared.shape.runs)
+        if prepared.shape.runs > 2:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")
+        return train_pack(prepared, *rest)
+
+    monkeypatch.setattr(scheduler, "train_pack", small)
+    outcome = run_sweep([*rows[:2], rows[3]], tmp_path, silent, lambda: False, Options(pack=4), lines.append)
+    assert (tried, len(outcome.done)) == ([3, 1], 3)
+    assert "packs of 3 do not fit the memory; packs of 1 now" in lines
+
+
+def test_what_fails_is_recorded_and_tried_again_when_asked(rows, tmp_path, monkeypatch):
+    lines = []
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "train_pack", lambda *_: (_ for _ in ()).throw(ValueError("no such\nkernel")))
+        outcome = run_sweep(rows[:2], tmp_path, silent, lambda: False, Options(pack=2), lines.append)
+    assert len(outcome.failed) == 2 and not outcome.done
+    for row in rows[:2]:
+        assert read_failure(RunDirectory(tmp_path, row.run.run_id)) == "ValueError: no such kernel"
+        assert any(row.run.run_id in line and "no such kernel" in line for line in lines)
+    again = plan([row.run.experiment for row in rows[:3]], tmp_path)
+    assert [row.status for row in again] == ["failed", "failed", "new"]
+    outcome = run_sweep(again, tmp_path, silent, lambda: False, Options(pack=2))
+    assert (len(outcome.failed), len(outcome.done)) == (2, 1)
+    outcome = run_sweep(again, tmp_path, silent, lambda: False, Options(pack=2, retry_failed=True))
+    assert (len(outcome.failed), len(outcome.done)) == (0, 2) or len(outcome.skipped) == 1
+    assert all(Result.read(RunDirectory(tmp_path, row.run.run_id)).status == "done" for row in again)
