@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from precisionlm.cli.data import add_data
+from precisionlm.cli.ptq import add_ptq
 from precisionlm.cli.tools import add_tools
 from precisionlm.cli.training import add_training
 from precisionlm.cli.verbs import add_verb, print_runs
@@ -56,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_data(verbs)
     add_training(verbs)
+    add_ptq(verbs)
 
     table = add_verb(
         verbs,

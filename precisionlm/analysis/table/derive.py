@@ -47,7 +47,7 @@ def gaps(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarray:
     low = quantized(frame, operands) if operands else np.zeros(len(frame))
     own = np.isfinite(loss)
     if "evaluation" in frame.columns:
-        own &= ~frame["evaluation"].isin(["bf16", "recipe"]).to_numpy()
+        own &= ~frame["evaluation"].isin(["bf16", "recipe", "checkpoint"]).to_numpy()
     seed = [c for c in ("seed",) if c in frame.columns]
     cell = [size, tokens, *seed]
     arm = [*cell, *(c for c in _ARM if c in frame.columns and c not in cell)]
