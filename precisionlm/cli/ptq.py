@@ -18,8 +18,8 @@ def add_ptq(verbs: Any) -> None:
         _ptq,
         "Quantize the weights of finished runs after training and evaluate them; rows of the same table.\n"
         "Methods: rtn (round to nearest), gptq, awq; with +mse scales are searched, with +qep errors of earlier layers "
-        "are made up for,\nwith +seq the matrices of a block are quantized one after the other. What is recorded is not "
-        "done again.",
+        "are made up for,\nwith +seq the matrices of a block are quantized one after the other. What is recorded is "
+        "not done again.",
         "precisionlm ptq runs --method rtn,gptq,awq,gptq+qep --weights W3,W4,W4-g128,mxfp4",
     )
     ptq.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory or a folder of them")

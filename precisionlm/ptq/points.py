@@ -2,9 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -16,7 +15,7 @@ from precisionlm.training.flops import training_flops_per_token
 from precisionlm.training.optimizer import decay_share, final_rate_fraction, hyperparameters
 from precisionlm.training.run import Run, non_embedding_of
 
-Steps = Sequence[int] | str  # `last`, `all`, or after how many steps
+Steps = Literal["last", "all"] | tuple[int, ...]  # or after how many steps
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,10 @@ class Point:
 
 def parse_steps(text: str) -> Steps:
     """`last`, `all` or numbers of steps such as `1000,2000`. Raises UserError."""
-    if text in ("last", "all"):
-        return text
+    if text == "last":
+        return "last"
+    if text == "all":
+        return "all"
     words = text.split(",")
     if not all(word.isdigit() and int(word) for word in words):
         raise UserError(f"--steps {text}: last, all, or numbers of steps such as 1000,2000")

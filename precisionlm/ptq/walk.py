@@ -62,7 +62,7 @@ def quantize_blocks(
     layers, everywhere = program.model.layers, NamedSharding(program.mesh, P())
     x = [blocks.embedding(program)(params, place(tokens, program), own_grids) for tokens in batches]
     stream = _Stream(x, x)
-    done, dampings = [], {}
+    done, dampings = [], dict[str, jax.Array]()
     for number in range(layers):
         on_layer(number)
         original = jax.tree.map(lambda p, i=number: jax.device_put(p[i], everywhere), params["blocks"])
@@ -97,7 +97,7 @@ def _quantize_block(
     method: Method,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """One block with its weights quantized, and the dampings of its sites."""
-    layer, dampings = original, {}
+    layer, dampings = original, dict[str, jax.Array]()
     for sites in [(site,) for site in BLOCK_LINEAR] if method.sequential else [BLOCK_LINEAR]:
         seen = _seen(program, layer, original, stream, own, sites, method)
         used: dict[str, list[jax.Array]] = {site: [] for site in sites}

@@ -9,7 +9,7 @@ import pandas as pd
 from precisionlm.analysis.laws.base import Law, Symbol
 from precisionlm.analysis.table import units
 from precisionlm.analysis.table.cells import Columns, numbers, texts
-from precisionlm.analysis.table.derive import paired_gaps
+from precisionlm.analysis.table.derive import intermediate, paired_gaps
 from precisionlm.analysis.table.exclusions import Exclusions
 from precisionlm.analysis.table.files import is_table, read
 from precisionlm.analysis.table.precision import after_training, mixture, scale_elements
@@ -154,19 +154,14 @@ def _exclude_rows(law: Law, frame: pd.DataFrame, where: str | None, out: Exclusi
         for other in ("bf16", "recipe"):
             out.mark(evaluation == other, f"evaluation is {other}: not at the precision trained at")
         out.mark(evaluation == "checkpoint", "evaluation is checkpoint: the run goes on after it")
-        if "intermediate" in frame.columns and not law.is_gap:
-            out.mark(_true(frame, "intermediate"), f"of an intermediate checkpoint: law {law.name} is of whole runs")
+        if not law.is_gap:
+            out.mark(intermediate(frame), f"of an intermediate checkpoint: law {law.name} is of whole runs")
         trained = (evaluation == "trained") & out.keep
         out.mark(_on_fewer_tokens(frame, trained), "the same run was evaluated on more tokens")
         if not reads_ptq:
             out.mark(evaluation == "ptq", f"evaluation is ptq: law {law.name} has no post-training term")
     if not reads_ptq and "ptq_bits" in frame.columns:
         out.mark(~np.isposinf(after_training(frame)), f"quantized after training: law {law.name} has no term for it")
-
-
-def _true(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """(rows,) whether a column says true; a blank does not."""
-    return np.isin(frame[column].astype(str).to_numpy(), ["True", "true", "1"])
 
 
 def _on_fewer_tokens(frame: pd.DataFrame, trained: np.ndarray) -> np.ndarray:
