@@ -12,7 +12,6 @@ from precisionlm.config import Experiment, load
 from precisionlm.errors import PreemptedError, UserError
 from precisionlm.precision.binding import Grids, Structure
 from precisionlm.precision.describe import format_columns
-from precisionlm.precision.modifiers import slot_of
 from precisionlm.precision.recipe import BLOCK_LINEAR, Quantization, parse_recipe
 from precisionlm.precision.scaling import LEARNED
 from precisionlm.ptq.calibration import Calibration
@@ -28,8 +27,6 @@ from precisionlm.training.finished import request
 from precisionlm.training.run import Run, record_evaluation
 from precisionlm.training.step import abstract_state, bound
 
-_OF_TRAINING = ("clipping", "rounding", "rotation")
-
 
 def weight_quantization(text: str) -> Quantization:
     """`4`, `int4`, `int4/g128`, `mxfp4`, … as a recipe writes a weight's format, or `W4`, `W4-g128` as it writes one
@@ -43,13 +40,17 @@ def weight_quantization(text: str) -> Quantization:
     quantization = parse_recipe(f"W={word}").commonest("w")
     if quantization is None:
         raise UserError(f"'{text}' leaves the weights unquantized; give bits such as 4 or a format such as int4/g128")
-    scaling = quantization.scaling
-    if scaling.signs or scaling.stochastic or scaling.clip in LEARNED:
+    if alien_words := [word for word in quantization.words() if _of_training(word)]:
         raise UserError(
             f"'{text}': weights are rounded to nearest under fixed scales after training; leave away "
-            f"{', '.join(word for word in quantization.words() if slot_of(word).name in _OF_TRAINING)}"
+            f"{', '.join(alien_words)}"
         )
     return quantization
+
+
+def _of_training(word: str) -> bool:
+    """Whether only training has what a word says: noise, random signs, trained scales, a gradient's rule."""
+    return word in ("sr", "trust", *LEARNED) or word.startswith("rhad")
 
 
 def bound_to(experiment: Experiment, quantization: Quantization) -> tuple[Structure, Grids]:

@@ -17,7 +17,7 @@ from precisionlm.ptq import awq, blocks
 from precisionlm.ptq.calibration import Calibration
 from precisionlm.ptq.evaluate import bound_to, weight_quantization
 from precisionlm.ptq.method import parse_method
-from precisionlm.ptq.rtn import round_to_nearest
+from precisionlm.ptq.rtn import round_to_nearest, rounded
 from precisionlm.ptq.walk import quantize_blocks
 from precisionlm.training.run import prepare_run
 from precisionlm.training.step import initial_state
@@ -78,7 +78,7 @@ def test_folding_scales_changes_nothing(model, site):
     )
 
 
-@pytest.mark.parametrize("site", BLOCK_LINEAR)
+@pytest.mark.parametrize("site", ["out", "gate_up"])
 def test_the_search_is_a_brute_force_over_ratios(model, site):
     run, params = model
     structure, grids = bound_to(run.experiment, weight_quantization("W3"))
@@ -127,12 +127,13 @@ def outputs(run, params):
     return np.asarray(run.program.transformer().apply({"params": params}, tokens, {}, method="hidden"))
 
 
+@pytest.mark.long
 def test_every_method_comes_nearer_than_rounding_and_qep_and_order_help(tokens_folder):
     run, params = prepared(tokens_folder)
     bound_here = bound_to(run.experiment, weight_quantization("W3"))
-    right, text = outputs(run, params), Calibration(8).batches(run)
+    right, text = outputs(run, params), Calibration(64).batches(run)
     error = {"rtn": np.square(outputs(run, round_to_nearest(params, *bound_here)) - right).mean()}
-    for method in ("rtn+qep", "gptq", "gptq+mse+qep+seq", "awq"):
+    for method in ("rtn+qep+seq", "gptq", "gptq+mse+qep+seq", "awq"):
         found = quantize_blocks(run.program, params, text, {}, *bound_here, parse_method(method))
         error[method] = np.square(outputs(run, found.params) - right).mean()
         assert not found.fallbacks and (np.isnan(found.damping) if method == "awq" else found.damping < 0.011)
@@ -170,10 +171,10 @@ def test_weights_without_a_usable_hessian_are_named_and_rounded(tokens_folder):
         run.program, params, Calibration(8).batches(run), {}, structure, grids, parse_method("gptq")
     )
     assert found.fallbacks == ("1.gate_up", "1.down") and found.damping == pytest.approx(0.01)
-    rounded = round_to_nearest(params, structure, grids)["blocks"]
+    nearest = round_to_nearest(params, structure, grids)["blocks"]
     ours = found.params["blocks"]
-    np.testing.assert_array_equal(ours["mlp"]["gate_up"]["w"][1], rounded["mlp"]["gate_up"]["w"][1])
-    assert not np.array_equal(ours["mlp"]["gate_up"]["w"][0], rounded["mlp"]["gate_up"]["w"][0])
+    np.testing.assert_array_equal(ours["mlp"]["gate_up"]["w"][1], nearest["mlp"]["gate_up"]["w"][1])
+    assert not np.array_equal(ours["mlp"]["gate_up"]["w"][0], nearest["mlp"]["gate_up"]["w"][0])
 
 
 def test_activations_are_quantized_as_they_are_evaluated(tokens_folder):
@@ -197,9 +198,8 @@ def test_activations_are_quantized_as_they_are_evaluated(tokens_folder):
 def test_rounding_to_nearest_is_that_of_a_recipe_bit_for_bit(tokens_folder, text):
     run, params = prepared(tokens_folder)
     structure, grids = bound_to(run.experiment, weight_quantization(text))
-    found = round_to_nearest(params, structure, grids)["blocks"]
     for site in BLOCK_LINEAR:
         scaling, grid = structure.site(site)["w"], jax.tree.map(lambda g: g[1], grids[site]["w"])
         w = blocks.weight(layer_of(params, 1), site)
         right = jax.jit(lambda w, grid, scaling=scaling: quantize(w, 0, scaling, grid))(w, grid)
-        np.testing.assert_array_equal(blocks.weight(layer_of({"blocks": found}, 1), site), right)
+        np.testing.assert_array_equal(rounded(w, scaling, grid), right)
