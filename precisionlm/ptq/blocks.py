@@ -87,16 +87,15 @@ def inputs_of(program: Program, site: str) -> Any:
 
 @cache
 def observe(program: Program, sites: tuple[str, ...], wanted: tuple[str, ...]) -> Any:
-    """Jitted (layer, its x_BTD, unquantized layer, its x_BTD, grids, sums so far or None) → site → Moments summed over
-    tokens, those that are wanted."""
+    """Jitted (layer, its x_BTD, unquantized layer, its x_BTD, grids) → site → Moments summed over the tokens of x_BTD,
+    those that are wanted."""
 
-    def add(layer, x_BTD, original, x_original_BTD, grids, sums):
+    def found(layer, x_BTD, original, x_original_BTD, grids):
         _, inputs = forward(program, layer, x_BTD, grids)
         unquantized = forward(program, original, x_original_BTD, grids)[1] if "drift" in wanted else inputs
-        found = {site: _moments(inputs[site], unquantized[site], wanted) for site in sites}
-        return found if sums is None else jax.tree.map(jnp.add, sums, found)
+        return {site: _moments(inputs[site], unquantized[site], wanted) for site in sites}
 
-    return jax.jit(add, donate_argnums=5)
+    return jax.jit(found)
 
 
 def _moments(x: jax.Array, original: jax.Array, wanted: tuple[str, ...]) -> Moments:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -132,10 +133,9 @@ def _seen(
     hessian = ("hessian",) if method.name == "gptq" or method.corrected else ()
     drift = ("drift",) if method.corrected else ()
     wanted = hessian + drift + (("magnitude",) if method.name == "awq" else ())
-    step, sums, tokens = blocks.observe(program, sites, wanted), None, 0
-    for x, before in zip(stream.quantized, stream.original, strict=True):
-        sums = step(layer, x, original, before, own, sums)
-        tokens += x.shape[0] * x.shape[1]
+    step, pairs = blocks.observe(program, sites, wanted), zip(stream.quantized, stream.original, strict=True)
+    sums = reduce(partial(jax.tree.map, jnp.add), (step(layer, x, original, before, own) for x, before in pairs))
+    tokens = sum(x.shape[0] * x.shape[1] for x in stream.quantized)
     return jax.tree.map(lambda total: total / tokens, sums)
 
 

@@ -44,7 +44,7 @@ def test_a_checkpoint_on_the_way_is_compared_with_itself_alone():
     np.testing.assert_allclose(gaps(frame, {}), [np.nan, np.nan, 0.2, np.nan, 0.1])
     table = prepare(laws.get("kumar_ptq"), frame)
     assert list(table.rows) == [2, 4] and list(table.columns["D"]) == [5e8, 1e9]
-    table = prepare(laws.get("kumar"), frame, {"P_w": "w_bits"})
+    table = prepare(laws.get("kumar"), frame.assign(a_bits=16.0, kv_bits=16.0))
     assert list(table.rows) == [0, 4]
     assert table.excluded["of an intermediate checkpoint: law kumar is of whole runs"] == 2
 
