@@ -3,7 +3,8 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import UnionType
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -11,6 +12,8 @@ from pydantic_core import ErrorDetails
 
 from precisionlm.errors import UserError, nearest
 from precisionlm.precision.recipe import parse_recipe
+
+T = TypeVar("T", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -267,31 +270,37 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
 
 def build(tree: dict[str, Any], source: str) -> Experiment:
     """Validate a tree. Raises UserError: file, key path, what is wrong and the nearest valid key or the range."""
+    return validated(Experiment, tree, source)
+
+
+def validated(section: type[T], tree: dict[str, Any], source: str) -> T:
+    """A tree as a section. Raises UserError as `build` does."""
     try:
-        return Experiment.model_validate(tree)
+        return section.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error.errors()[0])}") from None
+        raise UserError(f"{source}: {_explain(section, error.errors()[0])}") from None
 
 
-def _explain(detail: ErrorDetails) -> str:
+def _explain(section: type[BaseModel], detail: ErrorDetails) -> str:
     path = [str(part) for part in detail["loc"]]
     where = ".".join(path)
     if detail["type"] == "extra_forbidden":
-        return f"unknown key '{where}'; {nearest(path[-1], list(_keys_at(path[:-1])))}"
+        return f"unknown key '{where}'; {nearest(path[-1], list(_keys_at(section, path[:-1])))}"
     if detail["type"] == "missing":
         return f"key '{where}' is missing"
+    if detail["type"] == "model_type":
+        return f"{where} = {detail['input']}: must be a section with keys of {', '.join(_keys_at(section, path))}"
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if detail["type"] == "value_error":
-        return f"{where}: {message}"
+        return f"{where}: {message}" if where else message
     shown = detail["input"] if not isinstance(detail["input"], dict) else "a section"
     return f"{where} = {shown}: {message}"
 
 
-def _keys_at(path: list[str]) -> dict[str, Any]:
-    section: type[BaseModel] = Experiment
+def _keys_at(section: type[BaseModel], path: list[str]) -> dict[str, Any]:
     for part in path:
-        annotation = section.model_fields[part].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        section = annotation
+        annotation: Any = section.model_fields[part].annotation
+        section = get_args(annotation)[0] if isinstance(annotation, UnionType) else annotation
+        assert isinstance(section, type) and issubclass(section, BaseModel)
     return section.model_fields

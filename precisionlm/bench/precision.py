@@ -27,8 +27,8 @@ RECIPES = (
 def bench_precision(
     sizes: Sequence[str], recipes: Sequence[str], say: Callable[[str], None], rounds: int = 5
 ) -> list[dict[str, Any]]:
-    """Rows {size, recipe, pass, ms, ratio, low, high, memory, tokens_per_second, error}: the step's median time and
-    temporary memory as ratios to bf16 of the same size and pass; low and high are the ratios of single rounds.
+    """Rows {size, recipe, pass, ms, ratio, low, high, memory, tokens_per_second, loss, error}: the step's median time
+    and temporary memory as ratios to bf16 of the same size and pass; low and high are the ratios of single rounds.
 
     Raises UserError for an unknown size or fewer than one round.
     """
@@ -54,6 +54,7 @@ def _row(size: str, name: str, base: Measured, one: Measured, tokens: int) -> di
         "high": max(pairs, default=float("nan")),
         "memory": one.temporary / base.temporary if base.temporary else float("nan"),
         "tokens_per_second": tokens / one.median,
+        "loss": one.loss,
         "error": one.error,
     }
 

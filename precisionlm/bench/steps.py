@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from precisionlm.bench.tokens import fresh_batches, learned
 from precisionlm.config import Experiment, build
 from precisionlm.errors import UserError, nearest
 from precisionlm.model.transformer import parameter_counts
@@ -20,6 +22,10 @@ from precisionlm.training.step import abstract_state, bound, eval_step, initial_
 # name: layers, width, heads, MLP width, vocabulary, sequences, tokens per sequence
 SIZES = {
     "tiny": (2, 64, 2, 192, 512, 8, 128),
+    "0.44M": (4, 96, 3, 256, 8192, 32, 256),
+    "1.8M": (6, 160, 5, 416, 8192, 32, 256),
+    "6M": (8, 256, 4, 672, 8192, 32, 256),
+    "14M": (8, 384, 6, 1024, 8192, 32, 256),
     "3M": (6, 192, 3, 512, 8192, 64, 512),
     "85M": (12, 768, 12, 2048, 50304, 32, 1024),
     "1.2B": (24, 2048, 16, 5440, 50304, 8, 1024),
@@ -29,7 +35,9 @@ SIZES = {
 
 @dataclass
 class Measured:
-    """One variant: label, seconds per step of every round, temporary memory (bytes), seconds to compile, loss."""
+    """One variant: label, seconds per step of every round, temporary memory (bytes), seconds to compile; loss: the
+    lowest mean over a turn (nats/token); error: why it could not be compiled, or why its times are not to be trusted.
+    """
 
     label: str
     seconds: list[float] = field(default_factory=list)
@@ -47,26 +55,29 @@ class Measured:
 def experiment_of(size: str, recipe: str, **training: Any) -> Experiment:
     """The experiment of a named size at a recipe, `native:` before it for native execution; its data is never opened.
     Raises UserError for an unknown size."""
+    return build(tree_of(size, recipe, **training), "bench")
+
+
+def tree_of(size: str, recipe: str, **training: Any) -> dict[str, Any]:
+    """The same as a tree, which says nothing but what differs from the defaults: any version of the program reads it.
+    Raises UserError for an unknown size."""
     if size not in SIZES:
         raise UserError(f"--size {size}: {nearest(size, list(SIZES))}")
     execution, recipe = ("native", recipe[7:]) if recipe.startswith("native:") else ("simulated", recipe)
     layers, width, heads, mlp_width, vocabulary, sequences, length = SIZES[size]
-    return build(
-        {
-            "model": {
-                "layers": layers,
-                "width": width,
-                "heads": heads,
-                "mlp_width": mlp_width,
-                "vocab_size": vocabulary,
-            },
-            "data": {"path": "none", "sequence_length": length},
-            "optimizer": {"learning_rate": 3e-4},
-            "precision": {"recipe": recipe, "execution": execution},
-            "training": {"steps": 1000, "batch_size": sequences} | training,
+    return {
+        "model": {
+            "layers": layers,
+            "width": width,
+            "heads": heads,
+            "mlp_width": mlp_width,
+            "vocab_size": vocabulary,
         },
-        "bench",
-    )
+        "data": {"path": "none", "sequence_length": length},
+        "optimizer": {"learning_rate": 3e-4},
+        "precision": {"recipe": recipe, "execution": execution},
+        "training": {"steps": 1000, "batch_size": sequences} | training,
+    }
 
 
 def non_embedding(size: str) -> int:
@@ -88,8 +99,9 @@ def measure_steps(
 
     All share one state and take turns of `steps` steps in each of `rounds` rounds, so that a drift of the machine meets
     all of them alike; in another order every round, since what ran just before leaves its clock and temperature behind.
-    Every step of a turn has random tokens of its own: a batch that is repeated is learned by heart, and its gradients
-    are no longer those of training. A variant that cannot compile is returned with its error. Raises UserError for
+    Every step of every variant has random tokens of its own, drawn before its turn, since all train the same weights: a
+    batch that is met twice is learned by heart, and its gradients are no longer those of training. A variant that
+    cannot compile, and one whose loss shows that tokens were known, is returned with its error. Raises UserError for
     fewer than one round, and where the devices cannot share a batch.
     """
     if rounds < 1:
@@ -102,12 +114,8 @@ def measure_steps(
             f"bench: {shape[0]} sequences a step do not divide over {mesh.size} devices; try another --size"
         )
 
-    def batches(turn: int) -> list[jax.Array]:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(1), turn), steps)
-        drawn = [jax.random.randint(key, shape, 0, e0.model.vocab_size or 2) for key in keys]
-        return jax.block_until_ready(jax.device_put(drawn, batch_sharding(mesh)))
-
-    first = batches(0)[0]
+    vocabulary, sharding = e0.model.vocab_size or 2, batch_sharding(mesh)
+    first = fresh_batches(1, shape, vocabulary, sharding)[0]
     mask = jax.device_put(jnp.ones((shape[0], shape[1] - 1), bool), batch_sharding(mesh))
     structure0, grids0 = bound(e0, jax.default_backend())
     state = initial_state(program_of(e0, structure0, mesh), 0, grids0)
@@ -135,21 +143,26 @@ def measure_steps(
         row.temporary = compiled.memory_analysis().temp_size_in_bytes
         callables.append((compiled, arguments))
         say(f"{label}: compiled in {row.compile_seconds:.1f} s")
-    turns, order = list(zip(found, callables, strict=True)), random.Random(0)
-    for turn in range(rounds + 1):
-        tokens_of_steps = batches(turn)
-        for row, call in order.sample(turns, len(turns)):
+    turns, order = list(enumerate(zip(found, callables, strict=True))), random.Random(0)
+    for turn in range(rounds + 1):  # the first one warms up
+        for variant, (row, call) in order.sample(turns, len(turns)):
             if call is None:
                 continue
             compiled, arguments = call
+            tokens_of_steps = fresh_batches(steps if turn else 2, shape, vocabulary, sharding, turn, variant)
+            losses = []
             began = time.perf_counter()
-            for tokens in tokens_of_steps if turn else tokens_of_steps[:2]:
+            for tokens in tokens_of_steps:
                 if backward:
                     state, metrics = compiled(state, tokens, *arguments)
                 else:
                     metrics = compiled(state["params"], tokens, *arguments)
+                losses.append(metrics["loss"] if backward else metrics)
             jax.block_until_ready(metrics)
-            if turn:  # the first turn warms up
+            if turn:
                 row.seconds.append((time.perf_counter() - began) / steps)
-            row.loss = float(metrics["loss"] if backward else metrics[0].sum() / metrics[1].sum())
+            means = [float(one if backward else one[0].sum() / one[1].sum()) for one in losses]
+            row.loss = float(np.fmin(row.loss, np.mean(means)))
+    for row in found:
+        row.error = row.error or learned(row.loss, vocabulary)
     return found

@@ -12,19 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-
 from precisionlm.bench.steps import experiment_of
+from precisionlm.bench.tokens import learned, random_dataset
 from precisionlm.config import Experiment, to_yaml
-from precisionlm.data.prepare import prepare
-from precisionlm.data.request import Request
 from precisionlm.errors import UserError
 from precisionlm.storage.run_directory import read_metrics
 
-_TOKENS = 2_000_000
-_DOCUMENT = 1000  # tokens
 _WARM_UP = 20  # steps left out of every comparison
 
 
@@ -33,24 +26,28 @@ def bench_training(
 ) -> dict[str, Any]:
     """{first_loss_cold_s, first_loss_warm_s, saving_ratio, …}: wall seconds from the command to its first loss, and
     the median over rounds of (wall time of the steps with a checkpoint every `every` steps) / (without any), the two
-    taking turns. Raises UserError for an unknown size, too few steps, or a run that fails."""
+    taking turns; loss, the lowest mean over the last steps of a run (nats/token), and error, which says where it shows
+    that tokens were known. Raises UserError for an unknown size, too few steps, or a run that fails."""
     if steps < _WARM_UP + every:
         raise UserError(f"--steps {steps}: at least {_WARM_UP + every}, so that a checkpoint is among those compared")
     plain = experiment_of(size, recipe, steps=steps, eval_tokens=1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         say("random tokens")
-        data = plain.data.model_copy(update={"path": str(_random_tokens(root, plain.model.vocab_size or 2))})
+        vocabulary = plain.model.vocab_size or 2
+        path = random_dataset(root, vocabulary, plain.tokens)  # so many that no batch comes twice
+        data = plain.data.model_copy(update={"path": str(path)})
         plain = plain.model_copy(update={"data": data})
         cold = _run(plain, root, "cold", None)
         say(f"first loss after {cold[0]:.1f} s with a cold cache")
-        firsts, ratios, seconds = [], [], []
+        firsts, ratios, seconds, losses = [], [], [], [cold[2]]
         for turn in range(rounds):
             without = _run(plain, root, f"without-{turn}", None)
             saving = _run(plain, root, f"saving-{turn}", every)
             firsts += [without[0], saving[0]]
             ratios.append(saving[1] / without[1])
             seconds.append(without[1])
+            losses += [without[2], saving[2]]
             say(f"round {turn + 1} of {rounds}: saving / not saving {ratios[-1]:.4f}")
     return {
         "size": size,
@@ -62,22 +59,14 @@ def bench_training(
         "saving_ratio": statistics.median(ratios),
         "saving_ratios": ratios,
         "step_ms": 1e3 * statistics.median(seconds) / (steps - _WARM_UP),
+        "loss": min(losses),
+        "error": learned(min(losses), vocabulary),
     }
 
 
-def _random_tokens(root: Path, vocab_size: int) -> Path:
-    vocabulary = {"<|endoftext|>": 0} | {f"<{i}>": i for i in range(1, vocab_size)}
-    Tokenizer(BPE(vocabulary, [])).save(str(root / "tokenizer.json"))
-    tokens = np.random.default_rng(0).integers(1, vocab_size, _TOKENS, dtype=np.uint16)
-    tokens[_DOCUMENT - 1 :: _DOCUMENT] = 0
-    tokens.tofile(root / "tokens.u16")
-    prepare(Request(root / "tokens.u16", tokenizer=root / "tokenizer.json", eos_id=0), root / "data")
-    return root / "data"
-
-
-def _run(experiment: Experiment, root: Path, name: str, every: int | None) -> tuple[float, float]:
+def _run(experiment: Experiment, root: Path, name: str, every: int | None) -> tuple[float, float, float]:
     """(seconds from the command to its first loss, wall seconds of the steps after the first ones with the waits for
-    checkpoints between them) of one whole run."""
+    checkpoints between them, mean loss of the last steps) of one whole run."""
     changes = {"every_steps": every, "every_seconds": None}
     checkpoint = experiment.checkpoint.model_copy(update=changes)
     config, out = root / f"{name}.yaml", root / name
@@ -96,9 +85,10 @@ def _run(experiment: Experiment, root: Path, name: str, every: int | None) -> tu
         answer = process.stdout.read()
     if process.returncode or first is None:
         raise UserError(f"bench training: the run ended with {process.returncode}: {' '.join(said[-1:]).strip()[:300]}")
-    lines = read_metrics(Path(json.loads(answer)["run_dir"]) / "metrics.jsonl")
+    lines = list(read_metrics(Path(json.loads(answer)["run_dir"]) / "metrics.jsonl"))
     ends = [line["wall_seconds"] for line in lines if line["step"] >= _WARM_UP]
-    return first, ends[-1] - ends[0]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return first, ends[-1] - ends[0], statistics.mean(losses[-_WARM_UP // 2 :])
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -109,5 +99,5 @@ def as_text(found: dict[str, Any]) -> str:
         f"cold compilation cache, {found['first_loss_warm_s']:.1f} s with a warm one; "
         f"{found['step_ms']:.1f} ms a step; "
         f"a checkpoint every {found['save_every']} steps takes {100 * (found['saving_ratio'] - 1):+.1f} % "
-        f"(rounds {rounds})"
+        f"(rounds {rounds})" + (f"\nerror: {found['error']}" if found["error"] else "")
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from precisionlm.cli.data import add_data
 from precisionlm.cli.ptq import add_ptq
+from precisionlm.cli.sweep import add_sweep
 from precisionlm.cli.tools import add_tools
 from precisionlm.cli.training import add_training
 from precisionlm.cli.verbs import add_verb, print_runs
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_data(verbs)
     add_training(verbs)
     add_ptq(verbs)
+    add_sweep(verbs)
 
     table = add_verb(
         verbs,

@@ -26,6 +26,7 @@ def add_tools(verbs: Any) -> None:
     compile_.add_argument("config", type=Path, help="experiment YAML; with --sweep a sweep YAML")
     compile_.add_argument("--topology", required=True, help="v5e:2x2, v5e:16x16, v5p:2x2x4, v6e:4x4, …")
     compile_.add_argument("--sweep", action="store_true", help="every program of a grid; stops where one does not fit")
+    compile_.add_argument("--pack", type=int, metavar="N", help="a step of N such runs on every device")
     compile_.add_argument("--timeout", type=float, default=3600.0, help="seconds for one program")
     compile_.add_argument("--json", action="store_true", help="print the reports as JSON")
 
@@ -84,6 +85,36 @@ def add_tools(verbs: Any) -> None:
     training.add_argument("--rounds", type=int, default=3, help="pairs of runs with and without checkpoints")
     training.add_argument("--json", action="store_true", help="print the findings as JSON")
 
+    sweep = add_verb(
+        bench_verbs,
+        "sweep",
+        _bench_sweep,
+        "Time a grid of small runs as whole jobs: packed, unpacked, as separate commands, by another version, in "
+        "PyTorch;\nor the packed steps alone.",
+        "precisionlm bench sweep --sizes 1.8M --baseline ../older",
+    )
+    sweep.add_argument("--sizes", default="0.44M,1.8M,6M,14M", help="separated by commas; tiny too")
+    sweep.add_argument("--runs", type=int, default=16, help="of every size: 16 precisions, then other seeds")
+    sweep.add_argument("--tokens", type=float, default=5e6, help="of every run")
+    sweep.add_argument("--data", type=Path, help="prepared folder; random tokens if absent")
+    sweep.add_argument("--jobs", default="packed,unpacked,separate", help="which of these")
+    sweep.add_argument(
+        "--baseline", type=Path, metavar="DIR", help="source tree of another version: the same grid by it"
+    )
+    sweep.add_argument(
+        "--torch", nargs="?", const=sys.executable, metavar="PYTHON", help="also in PyTorch, by this Python if given"
+    )
+    sweep.add_argument(
+        "--measured", type=int, default=3, help="separate commands of a size that are run, the rest reckoned"
+    )
+    sweep.add_argument("--rounds", type=int, help="times that every job is done (1), or that steps are timed (5)")
+    sweep.add_argument("--steps-only", action="store_true", help="packed steps alone, without anything around them")
+    sweep.add_argument("--dispatch", type=int, default=10, help="with --steps-only: steps of a dispatch")
+    sweep.add_argument(
+        "--remat", choices=("none", "dots", "full"), help="with --steps-only; what a sweep takes if absent"
+    )
+    sweep.add_argument("--json", action="store_true", help="print the rows as JSON")
+
     fit = add_verb(
         bench_verbs,
         "fit",
@@ -118,9 +149,9 @@ def _compile(args: argparse.Namespace) -> int:
 
     with reporting("compile") as report:
         if args.sweep:
-            rows = compile_sweep(load_sweep(args.config, args.rest), args.topology, args.timeout, report)
+            rows = compile_sweep(load_sweep(args.config, args.rest), args.topology, args.timeout, report, args.pack)
         else:
-            rows = [compile_for(load_experiment(args.config, args.rest), args.topology, args.timeout)]
+            rows = [compile_for(load_experiment(args.config, args.rest), args.topology, args.timeout, args.pack)]
     if args.json:
         print(as_json(rows))
     else:
@@ -169,6 +200,34 @@ def _bench_training(args: argparse.Namespace) -> int:
     )
     print(dumps(found) if args.json else as_text(found))
     return DONE
+
+
+def _bench_sweep(args: argparse.Namespace) -> int:
+    from precisionlm.bench import packed, sweep
+
+    say, sizes = partial(print, file=sys.stderr, flush=True), tuple(args.sizes.split(","))
+    if args.steps_only:
+        rows = packed.bench_packed(sizes, args.runs, args.dispatch, args.remat, _or(args.rounds, 5), say)
+        print(dumps(rows) if args.json else packed.as_table(rows))
+        return DONE
+    asked = sweep.Asked(
+        sizes,
+        args.runs,
+        args.tokens,
+        args.data,
+        tuple(filter(None, args.jobs.split(","))),
+        args.baseline,
+        args.torch,
+        args.measured,
+        _or(args.rounds, 1),
+    )
+    jobs = sweep.bench_sweep(asked, say)
+    print(dumps(sweep.as_rows(jobs)) if args.json else sweep.as_table(jobs))
+    return DONE
+
+
+def _or(given: int | None, default: int) -> int:
+    return default if given is None else given
 
 
 def _bench_fit(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """What the verbs of the command line share: how one is declared, how planned runs and losses are printed."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from precisionlm.errors import DONE
@@ -30,8 +30,8 @@ def add_verb(
     return parser
 
 
-def print_runs(entries: list[dict[str, Any]], as_json: bool) -> int:
-    """A line for each planned run, and what all of them cost; returns the exit code."""
+def print_runs(entries: list[dict[str, Any]], as_json: bool, more: Sequence[str] = ()) -> int:
+    """A line for each planned run, `more` lines about them, and what all of them cost; returns the exit code."""
     if as_json:
         print(dumps(entries))
         return DONE
@@ -39,11 +39,13 @@ def print_runs(entries: list[dict[str, Any]], as_json: bool) -> int:
     for e in entries:
         sizes = f"{e['N_params']:14,}  {e['D_tokens']:16,}  {e['flops']:9.2e}"
         print(f"{e.get('run_id', ''):12}  {e.get('status', ''):8}  {sizes}  {e['recipe']}")
+    for line in more:
+        print(line)
     shared = sum(e.get("shared", 0.0) for e in entries)
     total = sum(e["flops"] for e in entries) - shared
     less = f", without {shared:.3g} of shared trunks" if shared else ""
     hours = ""
-    if chip := entries[0].get("chip"):
+    if chip := entries and entries[0].get("chip"):
         spent = sum(e["chip_hours"] for e in entries)
         hours = f", about {spent:,.3g} hours of one {chip} at an assumed {entries[0]['mfu']:.0%} of its bf16 peak"
     print(f"{len(entries)} runs, {total:.3g} FLOPs in all{less}{hours}; nothing was run")

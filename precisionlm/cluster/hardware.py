@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from precisionlm.errors import UserError, nearest
 
 GB, GIB, TERA = 1e9, 2**30, 1e12
+ASSUMED_MFU = 0.4  # model FLOPs/s over the bf16 peak, where a plan is given none
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,20 @@ CHIPS: dict[str, Chip] = {
 }
 
 
+# As people say them, where the table has several.
+_SHORT = {"A100": A100_80.name, "H100": H100.name, "H200": H200.name}
+
+
 def chip_of(device_kind: str) -> Chip | None:
     """The chip that jax calls `device_kind`, or None: utilization of an unknown chip is left out, never guessed."""
     return CHIPS.get(device_kind)
 
 
 def chip_named(name: str) -> Chip:
-    """The chip of this table's own name, such as `H100 SXM` or `TPU v5e`. Raises UserError."""
+    """The chip of this table's own name, such as `H100 SXM` or `TPU v5e`; `H100` alone is the SXM one. Raises
+    UserError."""
     known = {chip.name: chip for chip in CHIPS.values()}
+    name = _SHORT.get(name, name)
     if name not in known:
         raise UserError(f"chip '{name}' is unknown; {nearest(name, list(known))}")
     return known[name]

@@ -31,13 +31,14 @@ from precisionlm.compiling.report import (
     report_of,
     roofline,
 )
-from precisionlm.config import Experiment
+from precisionlm.config import Experiment, MeshConfig
 from precisionlm.errors import UserError
 from precisionlm.model.presets import non_embedding_parameters
 from precisionlm.training.flops import training_flops_per_token
 from precisionlm.training.step import bound
 
 _BAD_INPUT = "bad input"
+_CORPUS = 200_000_000  # tokens that a device holds beside a pack
 
 # Without these libtpu asks a metadata server that only a TPU machine has.
 _ENVIRONMENT = {
@@ -51,20 +52,25 @@ _ENVIRONMENT = {
 }
 
 
-def compile_for(experiment: Experiment, topology: str, timeout_seconds: float = 3600.0) -> Report:
-    """Compile one experiment's train step for a topology such as v5e:2x2, v5e:16x16, v5p:2x2x4 or v6e:4x4.
+def compile_for(
+    experiment: Experiment, topology: str, timeout_seconds: float = 3600.0, pack: int | None = None
+) -> Report:
+    """Compile one experiment's train step for a topology such as v5e:2x2, v5e:16x16, v5p:2x2x4 or v6e:4x4; with `pack`
+    a step of so many such runs on each device (`packing.program`).
 
     Out of memory, a crash or a time-out of the compiler is a report. Raises UserError for what no compiler can mend: no
     libtpu, an unknown topology, a vocabulary that is not given, a mesh or batch that does not fit the devices.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("compiling for TPU needs libtpu, which is not installed: pip install 'precisionlm[tpu-aot]'")
+    if pack is not None and pack < 1:
+        raise UserError(f"--pack {pack}: at least 1 run on every device")
     if experiment.model.vocab_size is None:
         raise UserError("model.vocab_size is missing: ahead-of-time compilation reads no data, so it must be given")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "report.json"
-        request = {"experiment": experiment.model_dump(), "topology": topology, "answer": str(answer)}
+        request = {"experiment": experiment.model_dump(), "topology": topology, "pack": pack, "answer": str(answer)}
         try:
             worker = subprocess.run(
                 [sys.executable, "-m", __name__],
@@ -93,6 +99,7 @@ def compile_sweep(
     topology: str,
     timeout_seconds: float = 3600.0,
     report: Callable[[float, str], None] = lambda share, text: None,
+    pack: int | None = None,
 ) -> list[Report]:
     """Compile every program of a sweep once, small models first. Where one does not fit, larger models that are alike
     in everything else are not tried.
@@ -111,7 +118,7 @@ def compile_sweep(
         if alike in too_large:
             row = _without_program(experiment, topology, NOT_TRIED, f"{too_large[alike]} does not fit")
         else:
-            row = compile_for(experiment, topology, timeout_seconds)
+            row = compile_for(experiment, topology, timeout_seconds, pack)
         if row.status == OUT_OF_MEMORY:
             too_large[alike] = experiment.name or f"N {row.non_embedding:,}"
         rows.append(row)
@@ -162,8 +169,8 @@ def _devices(topology: str) -> list[Any]:
     return devices
 
 
-def _work(e: Experiment, topology: str) -> dict[str, Any]:
-    """In the compiler's own process: the fields of a Report."""
+def _lowered_step(e: Experiment, devices: list[Any]) -> tuple[Any, dict[str, int]]:
+    """The train step for these devices, and its mesh. Raises UserError."""
     import jax
     import jax.numpy as jnp
 
@@ -171,19 +178,43 @@ def _work(e: Experiment, topology: str) -> dict[str, Any]:
     from precisionlm.training.sharding import make_mesh
     from precisionlm.training.step import abstract_state, program_of, train_step
 
-    devices = _devices(topology)
     mesh = make_mesh(e.mesh, devices)
     if e.training.batch_size % (mesh.shape["replica"] * mesh.shape["fsdp"]):
         raise UserError(f"training.batch_size {e.training.batch_size} does not divide over {dict(mesh.shape)}")
     structure, grids = bound(e, "tpu")
     program = program_of(e, structure, mesh)
     tokens = jax.ShapeDtypeStruct((e.training.batch_size, e.data.sequence_length + 1), jnp.int32)
-    row = asdict(_without_program(e, topology, FAILED, ""))
-    row |= {"devices": len(devices), "device_kind": devices[0].device_kind, "mesh": dict(mesh.shape)}
     arguments = (abstract_state(program), tokens, grids, hyperparameters(e), e.training.seed)
+    return train_step(program).lower(*arguments), {str(axis): size for axis, size in mesh.shape.items()}
+
+
+def _lowered_pack(e: Experiment, devices: list[Any], runs: int) -> tuple[Any, dict[str, int]]:
+    """One step of `runs` runs on each device, and its mesh. Raises UserError."""
+    from precisionlm.packing.program import PackShape, abstract_arguments, advance, run_mesh
+    from precisionlm.training.optimizer import hyperparameters
+    from precisionlm.training.sharding import make_mesh
+    from precisionlm.training.step import program_of
+
+    structure, grids = bound(e, "tpu")
+    program = program_of(e, structure, make_mesh(MeshConfig(), devices[:1]))
+    total = runs * len(devices)
+    shape = PackShape(program, run_mesh(devices), total, 1, e.training.batch_size, e.data.sequence_length)
+    arguments = abstract_arguments(shape, grids, hyperparameters(e), _CORPUS)
+    return advance(shape).lower(*arguments), {"run": len(devices)}
+
+
+def _work(e: Experiment, topology: str, pack: int | None) -> dict[str, Any]:
+    """In the compiler's own process: the fields of a Report."""
+    import jax
+
+    devices = _devices(topology)
+    row = asdict(_without_program(e, topology, FAILED, ""))
+    row |= {"devices": len(devices), "device_kind": devices[0].device_kind}
+    lowered, row["mesh"] = _lowered_step(e, devices) if pack is None else _lowered_pack(e, devices, pack)
+    row["batch_tokens"] *= 1 if pack is None else pack * len(devices)  # of all runs
     started = time.monotonic()
     try:
-        compiled = train_step(program).lower(*arguments).compile()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         memory = out_of_memory(str(error))
         status = FAILED if memory is None else OUT_OF_MEMORY
@@ -200,7 +231,7 @@ def _work(e: Experiment, topology: str) -> dict[str, Any]:
         "compile_seconds": seconds,
         "memory": _memory(compiled.memory_analysis()),
         "flops": {
-            "formula": formula * e.batch_tokens / len(devices),
+            "formula": formula * row["batch_tokens"] / len(devices),
             "program": sum(p.flops for p in done),
             "compiler": float((compiled.cost_analysis() or {}).get("flops", 0.0)),
         },
@@ -225,7 +256,7 @@ def _memory(m: Any) -> dict[str, float]:
 def _main() -> None:
     request = json.load(sys.stdin)
     try:
-        found = _work(Experiment.model_validate(request["experiment"]), request["topology"])
+        found = _work(Experiment.model_validate(request["experiment"]), request["topology"], request["pack"])
     except UserError as error:
         found = {"status": _BAD_INPUT, "detail": str(error)}
     answer = Path(request["answer"])

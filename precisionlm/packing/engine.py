@@ -54,7 +54,7 @@ def train_pack(
     Raises UserError as `train` does, and PreemptedError as soon as `interrupted` says so: then the state of all members
     is on disk, and the same runs continue where they were.
     """
-    prepared.execute_once()
+    prepared.compile()
     with (
         ThreadPoolExecutor(1, "results") as writer,  # one: orbax is not made for several at once
         ExitStack() as held,
@@ -128,6 +128,7 @@ class _Pack:
                 self._attend()
                 if stop:
                     self._stop()
+                self._fill()
                 if due:
                     self._save()
                     saved_at = time.monotonic()
@@ -230,7 +231,7 @@ class _Pack:
         return any(m.step in (m.steps, m.trunk_due) or m.diverged is not None for m in members)
 
     def _attend(self) -> None:
-        """Keep trunks, take out members that are done or have diverged, and fill their slots; all is recorded."""
+        """Keep trunks, and take out members that are done or have diverged; all is recorded."""
         for r, member in enumerate(self._slots):
             if member is None:
                 continue
@@ -251,8 +252,6 @@ class _Pack:
                 self._slots[r] = None
         if len(self._trained) >= self._shape.runs:
             self._evaluate()
-        if None in self._slots and not self._interrupted():
-            self._fill()
 
     # --- what trained members leave ---
 

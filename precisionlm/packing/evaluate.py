@@ -1,6 +1,7 @@
 """The losses of every validation sequence, for the runs of a pack at once."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import jax
@@ -31,18 +32,23 @@ class Evaluator:
             tuple(jax.device_put(arrays[name][i : i + size], shape.shared) for name in ("tokens", "mask"))
             for i in range(0, len(padded), size)
         ]
+        self._lowered: dict[Structure, Any] = {}
         self._compiled: dict[Structure, Any] = {}
 
-    def compile(self, structure: Structure, grids: Grids) -> None:
-        """Compile for a structure: the program's, or one with less in it. grids: of any run. Raises what compiling
-        raises."""
+    def lower(self, structure: Structure, grids: Grids) -> None:
+        """Trace for a structure: the program's, or one with less in it. grids: of any run."""
         shape = with_structure(self._shape, structure)
         params = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((shape.runs, *leaf.shape), leaf.dtype, sharding=shape.each),
             abstract_state(shape.program)["params"],
         )
         numbers = stacked(shape, [grids_within(grids, structure)])
-        self._compiled[structure] = losses(shape).lower(params, *self._chunks[0], numbers).compile()
+        self._lowered[structure] = losses(shape).lower(params, *self._chunks[0], numbers)
+
+    def compile(self, threads: Executor) -> None:
+        """Compile what was traced. Raises what compiling raises."""
+        found = {structure: threads.submit(lowered.compile) for structure, lowered in self._lowered.items()}
+        self._compiled = {structure: compiled.result() for structure, compiled in found.items()}
 
     def execute_once(self, params: Any, grids: Grids) -> None:
         """Everything that was compiled, on these parameters [R, ...] and to no effect."""

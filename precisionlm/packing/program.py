@@ -81,6 +81,27 @@ def abstract_stack(shape: PackShape) -> State:
     )
 
 
+def abstract_arguments(shape: PackShape, grids: Any, hyper: Hyper, corpus_tokens: int) -> tuple[Any, ...]:
+    """What `advance` takes, as shapes, dtypes and shardings, for members with such grids and hyperparameters and a
+    corpus of so many tokens (uint16) on every device."""
+
+    def each(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((shape.runs, *np.shape(x)), np.float32, sharding=shape.each)
+
+    ints = jax.ShapeDtypeStruct((shape.runs,), np.int32, sharding=shape.each)
+    windows = (shape.steps, shape.runs, shape.sequences)
+    across = NamedSharding(shape.devices, P(None, RUN))
+    return (
+        abstract_stack(shape),
+        jax.ShapeDtypeStruct((corpus_tokens,), np.uint16, sharding=shape.shared),
+        jax.ShapeDtypeStruct(windows, np.int32, sharding=across),
+        jax.tree.map(each, grids),
+        jax.tree.map(each, hyper),
+        ints,
+        ints,
+    )
+
+
 @cache
 def blank_stack(shape: PackShape) -> Any:
     """Jitted () → a state [R, ...] of zeros."""

@@ -12,11 +12,12 @@ from precisionlm.training.step import Program, abstract_state
 
 # Tokens of all members in one step, by platform: more fill no device any better.
 _FILLED = {"cpu": 1 << 12, "gpu": 1 << 18, "tpu": 1 << 17}
-# Model widths up to which packing is known to pay: on one H100 1.3 to 1.6 times the tokens/s at 96 to 384; on two CPU
-# cores at 32 and not at 96.
-_PAYS = {"cpu": 64, "gpu": 512, "tpu": 256}
+# Model widths up to which packing pays. On one H100 steps make 1.3 to 1.6 times the tokens/s at 96 to 384, by a TPU
+# compiler's estimates 1.5 times at 128 and 0.95 at 256. On two CPU cores 1.35 times at 32, which longer compilation eats:
+# whole jobs of four short runs took 1.4 times as long.
+_PAYS = {"cpu": 0, "gpu": 512, "tpu": 192}
 _MEMORY_SHARE = 0.7
-_STATE_BYTES = 28  # a parameter: weights, moments, gradients, and the copies in the compute dtype
+_STATE_BYTES = 24  # a parameter: weights, moments, gradients, and the copies in the compute dtype
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ def choose(run: Run, count: int, asked: int | None) -> Choice:
     platform = program.mesh.devices.flat[0].platform
     batch_tokens = e.batch_tokens // e.training.accumulate
     if asked is None and e.model.width > _PAYS.get(platform, 0):
-        return Choice(1, program.remat, f"width {e.model.width}: packing pays up to {_PAYS.get(platform, 0)} here")
+        limit_of_width = _PAYS.get(platform, 0)
+        known = f"pays up to width {limit_of_width} here" if limit_of_width else "does not pay on these devices"
+        return Choice(1, program.remat, f"packing {known}; --pack N packs")
     filled = max(1, _FILLED.get(platform, 1 << 17) // batch_tokens)
     wanted = min(count, filled if asked is None else asked)
     limit = _MEMORY_SHARE * _memory(program)
@@ -61,12 +64,12 @@ def member_bytes(program: Program, batch_tokens: int, remat: str) -> float:
     width = 2 if program.dtype == "bfloat16" else 4
     head_size = m.head_size or m.width // m.heads
     heads = (m.heads + 2 * (m.kv_heads or m.heads)) * head_size
-    if remat == "none":
-        layer: float = 10 * m.width + 4 * heads + 8 * m.mlp_width
-    else:
-        layer = (2 * m.width + heads + 2 * m.mlp_width) + (10 * m.width + 8 * m.mlp_width) / m.layers
-    logits = (m.vocab_size or 0) * (width + 4) / program.loss_chunks
-    return _STATE_BYTES * total + batch_tokens * (width * m.layers * layer + logits)
+    # Values of a token that a layer keeps; on one H100 the compiler's temporaries are within a fifth of this.
+    layer: float = 4 * m.width + 2 * heads + 3.5 * m.mlp_width
+    if remat != "none":
+        layer = 2 * m.width + heads + 2 * m.mlp_width + layer / m.layers
+    logits = 2 * (m.vocab_size or 0) / program.loss_chunks
+    return _STATE_BYTES * total + batch_tokens * width * (m.layers * layer + logits)
 
 
 def _memory(program: Program) -> float:

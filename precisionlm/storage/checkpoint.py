@@ -7,6 +7,7 @@ the devices make between two steps; a thread waits for them and writes.
 
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,9 @@ from precisionlm.errors import UserError
 from precisionlm.storage.host_memory import get_memory, on_hosts
 from precisionlm.storage.orbax_quirks import Quiet, collect_given_up, let_go
 from precisionlm.storage.run_directory import RunDirectory
+
+# Orbax's saves tell each other by a count that is the process's: of two at once, one waits for the other's signals.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class _Manager(ocp.CheckpointManager):
@@ -77,15 +81,16 @@ class Checkpoints:
             self._write = self._thread.submit(self._save, step, on_hosts(state), position)
 
     def _save(self, step: int, state: Any, position: dict[str, Any]) -> None:
-        if step in self._damaged:
-            self._manager.delete(step)
-            self._damaged.discard(step)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)),
-            force=True,
-        )
-        self._manager.wait_until_finished()
+        with _ONE_AT_A_TIME:
+            if step in self._damaged:
+                self._manager.delete(step)
+                self._damaged.discard(step)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)),
+                force=True,
+            )
+            self._manager.wait_until_finished()
 
     def restore(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, state, position) of the newest checkpoint readable by all processes, placed as `abstract_state` says;

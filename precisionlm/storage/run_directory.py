@@ -3,6 +3,7 @@ ptq/, checkpoints/."""
 
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,11 +66,15 @@ class MetricsLog:
         self._path = path
         with _writing(path):
             self._file = path.open("a")
+        self._shown = time.monotonic()
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line."""
+        """Append one line; others see it within a second or with the next line after that."""
         with _writing(self._path):
             self._file.write(dumps(line) + "\n")
+            if time.monotonic() - self._shown > 1.0:
+                self._file.flush()
+                self._shown = time.monotonic()
 
     def flush(self) -> None:
         """To the disk: a checkpoint of a step must not outlive the lines before it."""
@@ -92,6 +97,19 @@ def read_metrics(path: Path) -> Iterable[dict[str, Any]]:
             yield json.loads(text)
         except json.JSONDecodeError:
             return
+
+
+def last_metrics(path: Path, size: int = 1 << 16) -> list[dict[str, Any]]:
+    """The whole lines in the last `size` bytes of a metrics.jsonl, which may grow meanwhile."""
+    try:
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - size)
+            file.seek(start)
+            content = file.read()
+    except OSError:
+        return []
+    lines = content.split(b"\n")[1 if start else 0 : -1]
+    return [json.loads(line) for line in lines if line]
 
 
 def has_evaluation(path: Path, step: int) -> bool:

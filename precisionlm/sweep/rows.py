@@ -1,6 +1,6 @@
 """The experiments of a sweep before they are run: sizes, costs, and what became of each so far."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,6 +57,13 @@ def status_of(directory: RunDirectory) -> str:
     if read_failure(directory) is not None:
         return "failed"
     return "begun" if directory.path.exists() else "new"
+
+
+def packed_with(run: Run) -> tuple[Hashable, ...]:
+    """Equal for runs that can be one pack."""
+    e, meta = run.experiment, run.dataset.meta
+    data = (meta.train.sha256, meta.validation.sha256, e.data.sequence_length)
+    return (run.program, e.training.batch_size, *data, e.training.eval_tokens, e.training.eval_bf16)
 
 
 def _with_shared(row: Row, rows: Iterable[Row]) -> Row:

@@ -1,7 +1,8 @@
 """Train what is left of a sweep: runs of one program together where that pays, the others one after the other."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import jax
 
 from precisionlm.errors import DivergedError, PreemptedError, UserError
 from precisionlm.packing.engine import Keep, train_pack
-from precisionlm.packing.prepare import Prepared, prepare
+from precisionlm.packing.prepare import Prepared
 from precisionlm.packing.program import PackShape, run_mesh
 from precisionlm.packing.size import choose, with_remat
 from precisionlm.precision.recipe import Quantization
@@ -20,12 +21,11 @@ from precisionlm.storage.claim import BusyError
 from precisionlm.storage.failure import forget_failure, record_failure
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
-from precisionlm.sweep.rows import Row
+from precisionlm.sweep.rows import Row, packed_with
 from precisionlm.training.execute import train
 from precisionlm.training.run import Run, prepare_run
 from precisionlm.training.step import train_step
 
-_SIDE_BY_SIDE = 4  # groups whose executables are compiled and held at once
 _STEPS = range(8, 17)  # of a dispatch: more gain nothing, and what waits for its end waits longer
 
 
@@ -78,7 +78,7 @@ def groups_of(rows: Sequence[Row], options: Options) -> list[Group]:
         if row.finished or (row.status == "failed" and not options.retry_failed):
             continue
         run = _on_one_device(row.run) if options.pack != 1 else None
-        key = (False, row.run.program) if run is None else (True, *_shared(run))
+        key = (False, row.run.program) if run is None else (True, *packed_with(run))
         if key not in programs:
             programs.append(key)
         families.setdefault(key, []).append((row, run or row.run))
@@ -119,13 +119,6 @@ def _on_one_device(run: Run) -> Run | None:
     return prepare_run(e, jax.local_devices()[:1])
 
 
-def _shared(run: Run) -> tuple[Any, ...]:
-    """Equal for runs that can be one pack."""
-    e, meta = run.experiment, run.dataset.meta
-    data = (meta.train.sha256, meta.validation.sha256, e.data.sequence_length, e.training.eval_tokens)
-    return (run.program, e.training.batch_size, *data)
-
-
 def dispatch_steps(lengths: Sequence[int]) -> int:
     """Steps of a dispatch, so that at the ends of runs as few as can be are made for nothing."""
     return min(_STEPS, key=lambda k: (sum(-steps % k for steps in lengths) / sum(lengths), -k))
@@ -157,14 +150,17 @@ def run_sweep(
     for group in groups:
         say(group.text)
     report(0.0, "compiling")
-    for group, prepared in _prepared(groups, options):
-        share = sum(row.flops - row.shared for row in group.rows) / total
-        within = partial(_within, report, begun, share)
-        if prepared is None:
-            _one_by_one(group, out, within, interrupted, outcome, say)
-        else:
-            _together(group, prepared, out, within, interrupted, options, outcome, say)
-        begun += share
+    with ThreadPoolExecutor(1, "trace") as thread:
+        ahead = _Ahead(groups, options.ptq, thread)
+        for i, group in enumerate(groups):
+            share = sum(row.flops - row.shared for row in group.rows) / total
+            within = partial(_within, report, begun, share)
+            if group.shape is None:
+                _one_by_one(group, out, within, interrupted, outcome, say)
+            else:
+                job = _Job(group, out, within, interrupted, options, outcome, say)
+                _together(job, partial(ahead.take, i), partial(ahead.begin, i + 1))
+            begun += share
     return outcome
 
 
@@ -172,40 +168,56 @@ def _within(report: Reporter, begun: float, share: float, part: float, text: str
     report(begun + share * part, text)
 
 
-def _prepared(groups: Sequence[Group], options: Options) -> Iterator[tuple[Group, Prepared | Exception | None]]:
-    """Every group with what its pack needs; a few groups' executables are compiled side by side."""
-    for i in range(0, len(groups), _SIDE_BY_SIDE):
-        some = groups[i : i + _SIDE_BY_SIDE]
-        shapes = [(group.shape, group.runs[0]) for group in some if group.shape is not None]
-        found = iter(prepare(shapes, options.ptq))
-        yield from ((group, None if group.shape is None else next(found)) for group in some)
+class _Ahead:
+    """What the packs of the groups need; that of a coming group is traced in a thread, if it was begun."""
+
+    def __init__(self, groups: Sequence[Group], ptq: Sequence[Quantization], thread: Executor):
+        self._groups, self._ptq, self._thread = groups, ptq, thread
+        self._begun: dict[int, Future[Prepared]] = {}
+
+    def begin(self, i: int) -> None:
+        """Start on that of a group, if there is one and it has a pack."""
+        shape = self._groups[i].shape if i < len(self._groups) else None
+        if shape is not None and i not in self._begun:
+            self._begun[i] = self._thread.submit(Prepared, shape, self._groups[i].runs[0], self._ptq)
+
+    def take(self, i: int) -> Prepared:
+        """That of a group, when it is there."""
+        self.begin(i)
+        return self._begun.pop(i).result()
 
 
-def _together(
-    group: Group,
-    prepared: Prepared | Exception,
-    out: Path,
-    report: Reporter,
-    interrupted: Callable[[], bool],
-    options: Options,
-    outcome: SweepOutcome,
-    say: Callable[[str], None],
-) -> None:
-    """As a pack, or where that does not fit the memory, as smaller ones."""
-    total, shape = sum(run.experiment.training.steps for run in group.runs), group.shape
+@dataclass(frozen=True)
+class _Job:
+    """A group that is being trained, and what it is trained with."""
+
+    group: Group
+    out: Path
+    report: Reporter
+    interrupted: Callable[[], bool]
+    options: Options
+    outcome: SweepOutcome
+    say: Callable[[str], None]
+
+
+def _together(job: _Job, prepare: Callable[[], Prepared], under_way: Callable[[], None]) -> None:
+    """As a pack, or where that does not fit the memory, as smaller ones. under_way: called once steps are made."""
+    group, shape = job.group, job.group.shape
+    total = sum(run.experiment.training.steps for run in group.runs)
     assert shape is not None
 
     def steps(made: int, runs: int, loss: float) -> None:
+        if not math.isnan(loss):
+            under_way()
         shown = "" if math.isnan(loss) else f"  mean loss {loss:.3f}"
-        report(min(1.0, made / total), f"N {group.rows[0].non_embedding:,} x {runs} runs{shown}")
+        job.report(min(1.0, made / total), f"N {group.rows[0].non_embedding:,} x {runs} runs{shown}")
 
     while True:
-        outcome.compilations += 1
+        job.outcome.compilations += 1
         try:
-            if isinstance(prepared, Exception):
-                raise prepared
-            for run_id, status in train_pack(prepared, group.runs, out, options.keep, steps, interrupted).items():
-                getattr(outcome, status).append(run_id)
+            keep = job.options.keep
+            for run_id, status in train_pack(prepare(), group.runs, job.out, keep, steps, job.interrupted).items():
+                getattr(job.outcome, status).append(run_id)
             return
         except (UserError, PreemptedError):
             raise
@@ -213,11 +225,11 @@ def _together(
             smaller = shape.runs // 2 // shape.devices.size * shape.devices.size
             if "RESOURCE_EXHAUSTED" not in str(error) or not smaller:
                 for run in group.runs:
-                    _fail(run, out, error, outcome, say)
+                    _fail(run, job.out, error, job.outcome, job.say)
                 return
-        say(f"packs of {shape.runs} do not fit the memory; packs of {smaller} now")
+        job.say(f"packs of {shape.runs} do not fit the memory; packs of {smaller} now")
         shape = replace(shape, runs=smaller)
-        (prepared,) = prepare([(shape, group.runs[0])], options.ptq)
+        prepare = partial(Prepared, shape, group.runs[0], job.options.ptq)
 
 
 def _one_by_one(

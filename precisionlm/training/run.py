@@ -80,12 +80,7 @@ def prepare_run(experiment: Experiment, devices: list[jax.Device] | None = None)
 
     Raises UserError for what does not fit together: vocabulary, batch and mesh, group sizes, tokens.
     """
-    dataset = source.Dataset.open(experiment.data.path)
-    vocab_size = experiment.model.vocab_size or dataset.meta.vocab_size
-    if vocab_size < dataset.meta.vocab_size:
-        raise UserError(f"model.vocab_size {vocab_size} is less than the tokenizer's {dataset.meta.vocab_size} entries")
-    model = experiment.model.model_copy(update={"vocab_size": vocab_size})
-    experiment = experiment.model_copy(update={"model": model})
+    experiment, dataset = _with_vocabulary(experiment)
     source.unique_sequences(dataset, experiment.data.sequence_length, experiment.data.unique_tokens)
     mesh = make_mesh(experiment.mesh, devices)
     data_parallel = mesh.shape["replica"] * mesh.shape["fsdp"]
@@ -109,6 +104,21 @@ def prepare_run(experiment: Experiment, devices: list[jax.Device] | None = None)
         grids,
         trunk,
     )
+
+
+def identified(experiment: Experiment) -> tuple[str, Experiment]:
+    """Its run id, and the experiment with the size of its vocabulary resolved; asks no device. Raises UserError."""
+    experiment, dataset = _with_vocabulary(experiment)
+    return run_id(experiment, _content(dataset)), experiment
+
+
+def _with_vocabulary(experiment: Experiment) -> tuple[Experiment, source.Dataset]:
+    dataset = source.Dataset.open(experiment.data.path)
+    vocab_size = experiment.model.vocab_size or dataset.meta.vocab_size
+    if vocab_size < dataset.meta.vocab_size:
+        raise UserError(f"model.vocab_size {vocab_size} is less than the tokenizer's {dataset.meta.vocab_size} entries")
+    model = experiment.model.model_copy(update={"vocab_size": vocab_size})
+    return experiment.model_copy(update={"model": model}), dataset
 
 
 def check_schema(run: Run, folder: Path) -> None:

@@ -203,6 +203,16 @@ def test_native_integers_are_multiplied_and_gathered_as_they_are(recipe, types, 
 
 
 @needs_libtpu
+def test_a_pack_sends_nothing_between_its_devices():
+    report = compile_for(experiment(), "v5e:2x2", timeout_seconds=300, pack=3)
+    assert (report.status, report.mesh, report.batch_tokens) == ("fits", {"run": 4}, 12 * experiment().batch_tokens)
+    assert not report.collectives
+    assert report.flops["program"] > report.flops["formula"]
+    with pytest.raises(UserError, match="--pack 0: at least 1 run"):
+        compile_for(experiment(), "v5e:2x2", pack=0)
+
+
+@needs_libtpu
 def test_bad_input_is_one_line_each():
     with pytest.raises(UserError, match="topology 'v5e:3x77': libtpu knows none of this name, such as v5e:2x2"):
         compile_for(experiment(), "v5e:3x77", timeout_seconds=120)
@@ -226,7 +236,7 @@ def test_a_compiler_that_takes_too_long_is_a_row():
 def test_a_sweep_stops_at_what_does_not_fit_and_compiles_no_program_twice(monkeypatch):
     tried = []
 
-    def pretend(e: Experiment, topology: str, timeout_seconds: float) -> Report:
+    def pretend(e: Experiment, topology: str, timeout_seconds: float, pack: int | None) -> Report:
         tried.append((e.name, e.precision.recipe))
         status = "out of memory" if e.model.layers >= 4 and e.precision.recipe != "bf16" else "fits"
         return Report(e.name, e.precision.recipe, 0, topology, 4, "TPU v5 lite", {}, e.batch_tokens, status)

@@ -187,5 +187,7 @@ def test_a_dry_run_counts_hours_of_the_chip_asked_for(tokens_folder, tmp_path, c
     said = capsys.readouterr().out.splitlines()[-1]
     total = sum(row["chip_hours"] for row in rows)
     assert f"about {total:,.3g} hours of one TPU v5e at an assumed 50% of its bf16 peak" in said
-    assert main([*words[:-4], "--chip", "H100"]) == 2
-    assert "chip 'H100' is unknown" in capsys.readouterr().err
+    assert main([*words[:-4], "--chip", "H100"]) == 0
+    assert "hours of one H100 SXM at an assumed 40%" in capsys.readouterr().out
+    assert main([*words[:-4], "--chip", "H10"]) == 2
+    assert "chip 'H10' is unknown; did you mean 'H100" in capsys.readouterr().err

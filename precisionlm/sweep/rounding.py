@@ -1,0 +1,54 @@
+"""Finished runs whose weights are not evaluated yet in all the formats that a sweep asks for: those trained one by one,
+and those that were finished before a format was added."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+
+from precisionlm.precision.recipe import Quantization
+from precisionlm.progress import Reporter
+from precisionlm.ptq.evaluate import bound_to, quantize_run, recorded
+from precisionlm.storage.checkpoint import folder_of
+from precisionlm.storage.claim import BusyError, claim
+from precisionlm.storage.result import Result
+from precisionlm.storage.run_directory import RunDirectory
+from precisionlm.sweep.rows import Row
+
+
+def check_fit(rows: Sequence[Row], quantizations: Sequence[Quantization]) -> None:
+    """Raises UserError where a format does not fit a model's sizes, before anything is trained."""
+    for e in {(e.model, e.data.sequence_length): e for e in (row.run.experiment for row in rows)}.values():
+        for quantization in quantizations:
+            bound_to(e, quantization)
+
+
+def round_finished(
+    rows: Sequence[Row],
+    out: Path,
+    quantizations: Sequence[Quantization],
+    report: Reporter,
+    interrupted: Callable[[], bool],
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Evaluate what is missing, of runs that nobody holds. Says for how many it cannot be done: their weights were not
+    kept, or this is one of several processes. Raises UserError and PreemptedError as `quantize_run` does."""
+    left_out = 0
+    for row in rows:
+        directory = RunDirectory(out, row.run.run_id)
+        result = Result.read(directory)
+        if result is None or result.status != "done":
+            continue
+        if all(recorded(directory, "rtn", quantization) is not None for quantization in quantizations):
+            continue
+        if jax.process_count() > 1 or not folder_of(directory, row.run.experiment.checkpoint).exists():
+            left_out += 1
+            continue
+        try:
+            with claim(directory):
+                quantize_run(directory.path, "rtn", quantizations, lambda text: report(1.0, text), interrupted)
+        except BusyError:
+            continue
+    if left_out:
+        kept = "one process can, with precisionlm ptq" if jax.process_count() > 1 else "their weights were not kept"
+        say(f"{left_out} runs were not evaluated with rounded weights: {kept}")
