@@ -1,13 +1,12 @@
 """The verbs that run models one by one: train, evaluate."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from precisionlm.cli.jobs import add_job_arguments, joined, planned, reporting_first, warn
-from precisionlm.cli.verbs import add_verb, loss_text
-from precisionlm.errors import DIVERGED, DONE, UserError
+from precisionlm.cli.verbs import add_verb, loss_text, print_runs
+from precisionlm.errors import DIVERGED, DONE
 from precisionlm.json_text import dumps
 
 
