@@ -82,11 +82,17 @@ class Planned:
     points: list[Point]
     quantizations: dict[Quantization, tuple[Structure, Grids]]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The columns that say at what else than its own precision a run is evaluated."""
+        recipe = str(self.evaluated.recipe)
+        return {} if recipe == str(self.run.recipe) else {"eval_recipe": recipe, "eval_execution": "simulated"}
+
     def more(self, point: Point) -> str:
         """What else tells a row from others of its run, method and format, for its name."""
         words = [] if point.end else [f"-step{point.step}"]
-        if str(self.evaluated.recipe) != str(self.run.recipe):
-            words.append(f"-at-{_short_hash(str(self.evaluated.recipe))}")
+        if self.settings:
+            words.append(f"-at-{_short_hash(self.settings['eval_recipe'])}")
         if self.method.calibrates:
             words.append(f"-{self.calibration.sequences}x{self.calibration.seed}")
         return "".join(words)
@@ -181,7 +187,7 @@ def _quantize_point(
     for quantization in quantizations:
         said = f"{where} → {planned.method} {quantization}"
         progress(said)
-        bound_here, more = planned.quantizations[quantization], {"eval_recipe": str(evaluated.recipe)} | of_point
+        bound_here, more = planned.quantizations[quantization], of_point | planned.settings
         if planned.method.calibrates:
             text = planned.calibration.batches(evaluated)
             found = quantize_blocks(program, params, text, grids, *bound_here, planned.method, partial(on_layer, said))
