@@ -52,7 +52,12 @@ COLUMNS: tuple[Column, ...] = (
         "evaluation",
         "str",
         "trained: at the precision trained at; bf16: unquantized; recipe: at another one (`precisionlm evaluate`); "
-        "ptq: after quantization",
+        "ptq: after quantization; checkpoint: as trained, but of an intermediate checkpoint",
+    ),
+    Column(
+        "intermediate",
+        "bool",
+        "of a checkpoint before the end of the run: D_tokens, steps and all that follows from them are those up to it",
     ),
     Column("eval_recipe", "str", "the recipe evaluated at, in its canonical spelling; of ptq, for all but the weights"),
     Column("eval_execution", "str", "simulated or native, of the evaluation"),
@@ -79,7 +84,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "delta_to",
         "str",
-        "run_id/evaluation of the partner: of ptq and recipe, what the same weights were trained at; of trained and "
+        "run_id/evaluation of the partner: of ptq and recipe, the same weights as they were trained; of trained and "
         "bf16, the one run at bf16 that differs in its recipe alone; else empty",
     ),
     Column("val_tokens", "int", "validation tokens evaluated (count)"),
@@ -94,13 +99,33 @@ COLUMNS: tuple[Column, ...] = (
         for operand in OPERANDS
         for field, (dtype, meaning) in (_PER_OPERAND | {"share": ("float", _SHARE)}).items()
     ),
-    Column("ptq_method", "str", "post-training quantization: none, rtn, gptq, awq"),
+    Column(
+        "ptq_method",
+        "str",
+        "post-training quantization: none, rtn, gptq, awq; +mse: scales searched, +qep: earlier layers' errors made up "
+        "for, +seq: matrix by matrix within a block",
+    ),
     *(
         Column(
             f"ptq_{field}", dtype, f"weights after post-training quantization (empty where there was none): {meaning}"
         )
         for field, (dtype, meaning) in _PER_OPERAND.items()
     ),
+    Column(
+        "ptq_damping",
+        "float",
+        "largest λ that a Hessian needed (share of its mean diagonal; 0.01 at first); NaN where none was used",
+    ),
+    Column(
+        "ptq_fallbacks",
+        "str",
+        "weights (layer.site) whose Hessian could not be used: rounded to nearest by gptq, not corrected by qep; else "
+        "empty",
+    ),
+    Column("ptq_calibration", "str", "calibration text: its split and sha256, first 12 hex digits; empty without it"),
+    Column("ptq_calibration_sequences", "int", "calibration sequences (count)"),
+    Column("ptq_calibration_seed", "int", "seed by which they were drawn"),
+    Column("ptq_calibration_tokens", "int", "tokens in them (count)"),
     Column("schedule", "str", "learning-rate schedule: cosine, wsd, linear"),
     Column("learning_rate", "float", "peak learning rate"),
     Column("final_lr_fraction", "float", "learning rate of the last update / largest one of the run"),

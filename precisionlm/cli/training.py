@@ -1,18 +1,17 @@
-"""The verbs that run models one by one: train, evaluate, ptq."""
+"""The verbs that run models one by one: train, evaluate."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from precisionlm.cli.jobs import add_job_arguments, joined, planned, reporting_first, warn
-from precisionlm.cli.verbs import add_verb, print_runs
-from precisionlm.errors import DIVERGED, DONE, UserError
+from precisionlm.cli.verbs import add_verb, loss_text, print_runs
+from precisionlm.errors import DIVERGED, DONE
 from precisionlm.json_text import dumps
 
 
 def add_training(verbs: Any) -> None:
-    """Register train, evaluate and ptq."""
+    """Register train and evaluate."""
     train = add_verb(
         verbs,
         "train",
@@ -42,19 +41,6 @@ def add_training(verbs: Any) -> None:
     evaluate.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory or a folder of them")
     evaluate.add_argument("--dry-run", action="store_true", help="check everything, list what would be evaluated")
     evaluate.add_argument("--json", action="store_true", help="print the evaluations as JSON")
-    ptq = add_verb(
-        verbs,
-        "ptq",
-        _ptq,
-        "Quantize the weights of finished runs after training and evaluate them; rows of the same table.",
-        "precisionlm ptq runs --bits 3,4,6 --recipe bf16",
-    )
-    ptq.add_argument("runs", type=Path, help="a run directory or a folder of them")
-    ptq.add_argument("--bits", default="3,4,6", help="formats of the weights: bits or int4/g128, e2m1, mxfp4, …")
-    ptq.add_argument("--method", default="rtn", help="rtn: round to nearest")
-    ptq.add_argument("--recipe", help="only runs trained at this recipe")
-    ptq.add_argument("--dry-run", action="store_true", help="list what would be quantized")
-    ptq.add_argument("--json", action="store_true", help="print the evaluations as JSON")
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -110,48 +96,10 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(dumps(found))
         return DONE
     for row in found:
-        loss = "" if args.dry_run else f"  loss {_loss(row)} on {row['val_tokens']:,} tokens"
+        loss = "" if args.dry_run else f"  loss {loss_text(row)} on {row['val_tokens']:,} tokens"
         print(f"{row['run_dir']}  {row['status']}  {row['evaluation']} at {row['eval_recipe']}{loss}")
     if args.dry_run:
         print("nothing was evaluated")
-    return DONE
-
-
-def _ptq(args: argparse.Namespace) -> int:
-    from precisionlm.cluster.executables import keep_executables
-    from precisionlm.cluster.preemption import Interruption
-    from precisionlm.config import load
-    from precisionlm.precision.recipe import parse_recipe
-    from precisionlm.progress import reporting
-    from precisionlm.ptq.evaluate import METHODS, bound_to, quantize_run, weight_quantization
-    from precisionlm.storage.result import finished_runs
-
-    if args.method not in METHODS:
-        raise UserError(f"--method {args.method}: valid are {', '.join(METHODS)}")
-    quantizations = [weight_quantization(word) for word in args.bits.split(",")]
-    folders = finished_runs(args.runs, str(parse_recipe(args.recipe)) if args.recipe else None)
-    for folder in folders:
-        for quantization in quantizations:
-            bound_to(load(folder / "config.yaml"), quantization)
-    if args.dry_run:
-        planned = [
-            {"run_dir": str(folder), "method": args.method, "formats": [str(q) for q in quantizations]}
-            for folder in folders
-        ]
-        lines = [f"{row['run_dir']}: {row['method']} to {', '.join(row['formats'])}" for row in planned]
-        print(dumps(planned) if args.json else "\n".join([*lines, "nothing was quantized"]))
-        return DONE
-    found = []
-    keep_executables()
-    with reporting("ptq") as report, Interruption() as interrupted:
-        for i, folder in enumerate(folders):
-            rows = quantize_run(folder, args.method, quantizations, partial(report, i / len(folders)), interrupted)
-            found += [{"run_dir": str(folder)} | row for row in rows]
-    if args.json:
-        print(dumps(found))
-    else:
-        for row in found:
-            print(f"{row['run_dir']}  {row['ptq_method']} {row['ptq_format']}  loss {_loss(row)}")
     return DONE
 
 
@@ -163,9 +111,4 @@ def _print_outcome(outcome: Any, as_json: bool) -> None:
         return
     print(f"{outcome.path}: {outcome.status}, N {row['N_params']:,}, D {row['D_tokens']:,}, {row['recipe']}")
     for evaluation in outcome.result.evaluations:
-        print(f"  {evaluation['evaluation']} loss {_loss(evaluation)} nats/token")
-
-
-def _loss(evaluation: dict[str, Any]) -> str:
-    loss, error = evaluation["val_loss"], evaluation["val_loss_se"]
-    return "not finite" if loss is None else f"{loss:.4f}" + ("" if error is None else f" ± {error:.4f}")
+        print(f"  {evaluation['evaluation']} loss {loss_text(evaluation)} nats/token")

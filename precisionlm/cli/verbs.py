@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: how one is declared, how planned runs are printed."""
+"""What the verbs of the command line share: how one is declared, how planned runs and losses are printed."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -50,3 +50,9 @@ def print_runs(entries: list[dict[str, Any]], as_json: bool, more: Sequence[str]
         hours = f", about {spent:,.3g} hours of one {chip} at an assumed {entries[0]['mfu']:.0%} of its bf16 peak"
     print(f"{len(entries)} runs, {total:.3g} FLOPs in all{less}{hours}; nothing was run")
     return DONE
+
+
+def loss_text(evaluation: dict[str, Any]) -> str:
+    """The loss of an evaluation and its standard error (nats/token), as it is printed."""
+    loss, error = evaluation["val_loss"], evaluation["val_loss_se"]
+    return "not finite" if loss is None else f"{loss:.4f}" + ("" if error is None else f" ± {error:.4f}")

@@ -14,7 +14,7 @@ from precisionlm.config import ModelConfig
 from precisionlm.model.attention import Attention, rotary_tables
 from precisionlm.model.linear import Linear, RMSNorm, largest_magnitude, linear
 from precisionlm.model.placement import UNPLACED, Placement
-from precisionlm.precision.binding import Grids, Structure, pack
+from precisionlm.precision.binding import Grids, PackedGrids, Structure, pack
 from precisionlm.precision.dot_general import PRODUCT_TAG
 from precisionlm.precision.quantize import fake_quantize
 from precisionlm.precision.scaling import SCALE_TAG, Parts, from_largest
@@ -127,6 +127,14 @@ class Transformer(nn.Module):
     def hidden(self, tokens_BT: jax.Array, grids: Grids, key: jax.Array | None = None) -> jax.Array:
         """Everything before the head: tokens_BT → x_BTD. key: for stochastic rounding, new every step."""
         m = self.model
+        x_BTD = self.embedded(tokens_BT, grids, key)
+        tables = rotary_tables(tokens_BT.shape[1], m.head_size or m.width // m.heads, m.rope_base)
+        keys_L = None if key is None else jax.random.split(key, m.layers)
+        x_BTD, _ = self.blocks(x_BTD, packed_grids(grids, m.layers), keys_L, tables)
+        return self.final_norm(x_BTD)
+
+    def embedded(self, tokens_BT: jax.Array, grids: Grids, key: jax.Array | None = None) -> jax.Array:
+        """What enters the first block: tokens_BT → x_BTD."""
         table_VD = self.embedding_VD
         if scaling := self.structure.site("embed").get("w"):
             grid, table_VD = grids["embed"]["w"], table_VD.astype(self.dtype)
@@ -134,17 +142,17 @@ class Transformer(nn.Module):
         # Cast after the gather: the gradient of a row is the sum over its token's occurrences, thousands in a batch,
         # and a sum kept in bfloat16 stops growing after 256 alike.
         rows_BTD = jnp.take(table_VD.astype(jnp.float32), tokens_BT, axis=0)
-        x_BTD = self.placed.residual(rows_BTD.astype(self.dtype))
-        tables = rotary_tables(tokens_BT.shape[1], m.head_size or m.width // m.heads, m.rope_base)
-        in_blocks = {site: grid for site, grid in grids.items() if site not in ("embed", "head")}
-        keys_L = None if key is None else jax.random.split(key, m.layers)
-        x_BTD, _ = self.blocks(x_BTD, pack(in_blocks, m.layers), keys_L, tables)
-        return self.final_norm(x_BTD)
+        return self.placed.residual(rows_BTD.astype(self.dtype))
 
     def logits(self, x_BTD: jax.Array, grids: Grids, key: jax.Array | None = None) -> jax.Array:
         """x_BTD → logits_BTV in float32."""
         w_DV = self.embedding_VD.T if self.model.tie_embeddings else self.head_DV
         return linear(self.structure, "head", x_BTD, w_DV, grids, key, {"w": w_DV}).astype(jnp.float32)
+
+
+def packed_grids(grids: Grids, layers: int) -> PackedGrids:
+    """The grids of the sites in the blocks, packed."""
+    return pack({site: grid for site, grid in grids.items() if site not in ("embed", "head")}, layers)
 
 
 def axis_sizes(model: ModelConfig, sequence_length: int) -> dict[str, dict[str, int]]:

@@ -2,34 +2,36 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from precisionlm.config import Experiment, load
-from precisionlm.errors import UserError
+from precisionlm.errors import PreemptedError, UserError
 from precisionlm.precision.binding import Grids, Structure
 from precisionlm.precision.describe import format_columns
-from precisionlm.precision.modifiers import slot_of
 from precisionlm.precision.recipe import BLOCK_LINEAR, Quantization, parse_recipe
 from precisionlm.precision.scaling import LEARNED
+from precisionlm.ptq.calibration import Calibration
+from precisionlm.ptq.method import Method, parse_method
+from precisionlm.ptq.points import Point, Steps, columns, points
 from precisionlm.ptq.rtn import round_to_nearest
-from precisionlm.storage.checkpoint import folder_of, restore_params
+from precisionlm.ptq.walk import quantize_blocks
+from precisionlm.storage.checkpoint import restore_params
 from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import evaluate
-from precisionlm.training.run import check_is_run, prepare_run, record_evaluation
+from precisionlm.training.finished import request
+from precisionlm.training.run import Run, record_evaluation
 from precisionlm.training.step import abstract_state, bound
-
-_OF_TRAINING = ("clipping", "rounding", "rotation")
-METHODS: dict[str, Callable[[Any, Structure, Grids], Any]] = {"rtn": round_to_nearest}
 
 
 def weight_quantization(text: str) -> Quantization:
     """`4`, `int4`, `int4/g128`, `mxfp4`, … as a recipe writes a weight's format, or `W4`, `W4-g128` as it writes one
-    of weights alone. Raises UserError, also for what only training has: rotated operands, stochastic rounding, trained
-    scales."""
+    of weights alone. Raises UserError, also for what only training has: stochastic rounding, random signs before a
+    rotation, trained scales."""
     if short := re.fullmatch(r"W(\d+)(-g\d+)?", text):
         return weight_quantization(f"int{short[1]}{(short[2] or '').replace('-', '/')}")
     if alien := re.search(r"[@:,=-]", text):
@@ -38,13 +40,17 @@ def weight_quantization(text: str) -> Quantization:
     quantization = parse_recipe(f"W={word}").commonest("w")
     if quantization is None:
         raise UserError(f"'{text}' leaves the weights unquantized; give bits such as 4 or a format such as int4/g128")
-    scaling = quantization.scaling
-    if scaling.rotate or scaling.stochastic or scaling.clip in LEARNED:
+    if alien_words := [word for word in quantization.words() if _of_training(word)]:
         raise UserError(
             f"'{text}': weights are rounded to nearest under fixed scales after training; leave away "
-            f"{', '.join(word for word in quantization.words() if slot_of(word).name in _OF_TRAINING)}"
+            f"{', '.join(alien_words)}"
         )
     return quantization
+
+
+def _of_training(word: str) -> bool:
+    """Whether only training has what a word says: noise, random signs, trained scales, a gradient's rule."""
+    return word in ("sr", "trust", *LEARNED) or word.startswith("rhad")
 
 
 def bound_to(experiment: Experiment, quantization: Quantization) -> tuple[Structure, Grids]:
@@ -54,53 +60,176 @@ def bound_to(experiment: Experiment, quantization: Quantization) -> tuple[Struct
     return bound(experiment.model_copy(update={"precision": precision}), "cpu")
 
 
+@dataclass(frozen=True)
+class Options:
+    """steps: at which points of each run (`points`); recipe: of everything but the weights, the run's own if None;
+    calibration: for methods that see inputs."""
+
+    steps: Steps = "last"
+    recipe: str | None = None
+    calibration: Calibration = field(default_factory=Calibration)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is asked of one run. run: as it was trained; evaluated: as it is evaluated, but for its weights."""
+
+    directory: RunDirectory
+    run: Run
+    evaluated: Run
+    method: Method
+    calibration: Calibration
+    points: list[Point]
+    quantizations: dict[Quantization, tuple[Structure, Grids]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The columns that say at what else than its own precision a run is evaluated."""
+        recipe = str(self.evaluated.recipe)
+        return {} if recipe == str(self.run.recipe) else {"eval_recipe": recipe, "eval_execution": "simulated"}
+
+    def more(self, point: Point) -> str:
+        """What else tells a row from others of its run, method and format, for its name."""
+        words = [] if point.end else [f"-step{point.step}"]
+        if self.settings:
+            words.append(f"-at-{_short_hash(self.settings['eval_recipe'])}")
+        if self.method.calibrates:
+            words.append(f"-{self.calibration.sequences}x{self.calibration.seed}")
+        return "".join(words)
+
+    def missing(self) -> list[tuple[Point, Quantization]]:
+        """What is not recorded yet."""
+        return [
+            (point, quantization)
+            for point in self.points
+            for quantization in self.quantizations
+            if recorded(self.directory, str(self.method), quantization, self.more(point)) is None
+        ]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The columns of everything that is recorded."""
+        found = [
+            recorded(self.directory, str(self.method), quantization, self.more(point))
+            for point in self.points
+            for quantization in self.quantizations
+        ]
+        return [row for row in found if row is not None]
+
+
+def plan_run(folder: Path, method: str, quantizations: Sequence[Quantization], options: Options = Options()) -> Planned:
+    """Everything about one run checked, nothing of its weights loaded. Raises UserError where a format does not fit the
+    model or the method, where the recipe does not fit the run, where the calibration asks for too much, and for steps
+    that were not kept."""
+    chosen, experiment = parse_method(method), load(folder / "config.yaml")
+    for quantization in quantizations:
+        chosen.check_fits(quantization)
+    fitted = {quantization: bound_to(experiment, quantization) for quantization in quantizations}
+    own = request(folder, [])
+    evaluated = own.run
+    if options.recipe is not None:
+        evaluated = request(folder, ["--precision.recipe", options.recipe, "--precision.execution", "simulated"]).run
+        sites = evaluated.recipe.resolve(experiment.model.layers)
+        if any(any(sites[site]["w"]) for site in BLOCK_LINEAR):
+            raise UserError(
+                f"'{options.recipe}' quantizes weights too; here it is for all other operands, such as A8KV8"
+            )
+    if chosen.calibrates:
+        options.calibration.batch_size(evaluated)
+    at = points(own.run, own.directory, options.steps)
+    return Planned(own.directory, own.run, evaluated, chosen, options.calibration, at, fitted)
+
+
 def quantize_run(
     folder: Path,
     method: str,
     quantizations: Sequence[Quantization],
     progress: Callable[[str], None],
     interrupted: Callable[[], bool] = lambda: False,
+    options: Options = Options(),
 ) -> list[dict[str, Any]]:
-    """Quantize one run's newest checkpoint in several formats and evaluate each at the run's own training precision for
-    everything but the weights of the blocks' linear layers, which are rounded here and nowhere else. Writes ptq/*.json
-    in the run directory and returns their contents; what is there already is not done again.
+    """Quantize one run's weights in several formats and evaluate each at the run's own training precision, or another
+    one, for everything but the weights of the blocks' linear layers, which are quantized here and nowhere else. Writes
+    ptq/*.json in the run directory and returns their contents; what is there already is not done again.
 
-    Raises UserError where a format does not fit the model, before anything is loaded, and PreemptedError as soon as
-    `interrupted` says so.
+    Raises UserError as `plan_run` does, and PreemptedError as soon as `interrupted` says so.
     """
-    directory = RunDirectory.at(folder)
-    missing = [q for q in quantizations if recorded(directory, method, q) is None]
-    if missing:
-        experiment = load(folder / "config.yaml")
-        fitted = {quantization: bound_to(experiment, quantization) for quantization in missing}
-        run = prepare_run(experiment)
-        check_is_run(folder, run.experiment, run.dataset)
-        _, params = restore_params(
-            folder_of(directory, run.experiment.checkpoint), abstract_state(run.program)["params"]
-        )
-        batches = run.validation_batches()
-        program = replace(run.program, structure=plain_weights(run.program.structure))
-        needed = abstract_state(program)["params"]
-        for quantization in missing:
-            progress(f"{run.recipe} → {quantization}")
-            rounded = part_of(METHODS[method](params, *fitted[quantization]), needed)
-            grids = grids_within(run.grids, program.structure)
-            found = evaluate(program, rounded, batches, grids, interrupted)
-            record(directory, method, quantization, found)
-    rows = [recorded(directory, method, quantization) for quantization in quantizations]
-    return [row for row in rows if row is not None]
+    planned = plan_run(folder, method, quantizations, options)
+    for point in planned.points:
+        missing = [quantization for at, quantization in planned.missing() if at == point]
+        if missing:
+            _quantize_point(planned, point, missing, progress, interrupted)
+    return planned.rows()
 
 
-def recorded(directory: RunDirectory, method: str, quantization: Quantization) -> dict[str, Any] | None:
-    """The columns of an evaluation after quantization, if it was made."""
-    return directory.read_json(f"{_name(method, quantization)}.json")
+def _quantize_point(
+    planned: Planned,
+    point: Point,
+    quantizations: Sequence[Quantization],
+    progress: Callable[[str], None],
+    interrupted: Callable[[], bool],
+) -> None:
+    run, evaluated, directory = planned.run, planned.evaluated, planned.directory
+    needed = abstract_state(run.program)["params"]
+    _, params = restore_params(point.folder, needed, None if point.end else point.step)
+    of_point, batches = columns(run, directory, point), run.validation_batches()
+    where = f"{run.recipe}" + ("" if point.end else f" after {point.step} steps")
+    if not point.end:
+        _evaluate_unquantized(planned, point, params, of_point, interrupted)
+    program = replace(evaluated.program, structure=plain_weights(evaluated.program.structure))
+    params = part_of(params, abstract_state(program)["params"])
+    grids = grids_within(evaluated.grids, program.structure)
+
+    def on_layer(said: str, layer: int) -> None:
+        progress(f"{said}, layer {layer + 1} of {program.model.layers}")
+        if interrupted():
+            raise PreemptedError("quantization was interrupted; the same command does it again")
+
+    for quantization in quantizations:
+        said = f"{where} → {planned.method} {quantization}"
+        progress(said)
+        bound_here, more = planned.quantizations[quantization], of_point | planned.settings
+        if planned.method.calibrates:
+            text = planned.calibration.batches(evaluated)
+            found = quantize_blocks(program, params, text, grids, *bound_here, planned.method, partial(on_layer, said))
+            rounded, more = found.params, more | planned.calibration.columns(evaluated)
+            more |= {"ptq_damping": found.damping, "ptq_fallbacks": " ".join(found.fallbacks)}
+        else:
+            rounded = round_to_nearest(params, *bound_here, planned.method.searched)
+        measured = evaluate(program, rounded, batches, grids, interrupted)
+        record(directory, str(planned.method), quantization, measured, planned.more(point), more)
 
 
-def record(directory: RunDirectory, method: str, quantization: Quantization, found: Evaluation) -> None:
-    """Write an evaluation after quantization into the run directory. Raises UserError."""
-    name = _name(method, quantization)
+def _evaluate_unquantized(
+    planned: Planned, point: Point, params: Any, of_point: dict[str, Any], interrupted: Callable[[], bool]
+) -> None:
+    """The evaluation that those after quantization of an intermediate checkpoint are compared with."""
+    name, run = f"ptq/checkpoint-step{point.step}", planned.run
+    if planned.directory.read_json(f"{name}.json") is None:
+        found = evaluate(run.program, params, run.validation_batches(), run.grids, interrupted)
+        row = record_evaluation(planned.directory, "checkpoint", f"{name}.npz", found) | of_point
+        planned.directory.write_json(f"{name}.json", row)
+
+
+def recorded(directory: RunDirectory, method: str, quantization: Quantization, more: str = "") -> dict[str, Any] | None:
+    """The columns of an evaluation after quantization, if it was made. more: as `record` has it."""
+    return directory.read_json(f"{_name(method, quantization)}{more}.json")
+
+
+def record(
+    directory: RunDirectory,
+    method: str,
+    quantization: Quantization,
+    found: Evaluation,
+    more: str = "",
+    of_row: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an evaluation after quantization into the run directory. more: what tells it from others of its method and
+    format; of_row: further columns. Raises UserError."""
+    name = f"{_name(method, quantization)}{more}"
     row = record_evaluation(directory, "ptq", f"{name}.npz", found)
-    directory.write_json(f"{name}.json", row | {"ptq_method": method} | format_columns("ptq", quantization))
+    directory.write_json(
+        f"{name}.json", row | {"ptq_method": method} | format_columns("ptq", quantization) | dict(of_row or {})
+    )
 
 
 def grids_within(grids: Grids, structure: Structure) -> Grids:
@@ -125,5 +254,8 @@ def part_of(params: Any, wanted: Any) -> Any:
 def _name(method: str, quantization: Quantization) -> str:
     """Of its files in the run directory, without their ending."""
     text = str(quantization)
-    told_apart = f"{quantization.format.name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-    return f"ptq/{method}-{text if text.isalnum() else told_apart}"
+    return f"ptq/{method}-{text if text.isalnum() else f'{quantization.format.name}-{_short_hash(text)}'}"
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]

@@ -192,15 +192,16 @@ def restore_state(folder: epath.PathLike, abstract_state: Any) -> tuple[int, Any
         return checkpoints.restore(abstract_state)
 
 
-def restore_params(folder: epath.PathLike, abstract_params: Any) -> tuple[int, Any]:
-    """(step, weights) of a run's newest checkpoint, those that `abstract_params` names, without optimizer state.
-    Raises UserError if there is none or where shapes or dtypes differ."""
-    root, steps = absolute(folder), _steps_in(folder)
-    if not steps:
-        raise UserError(f"{folder} holds no checkpoint")
+def restore_params(folder: epath.PathLike, abstract_params: Any, step: int | None = None) -> tuple[int, Any]:
+    """(step, weights) of a run's newest checkpoint, or of that after `step` steps, those that `abstract_params` names,
+    without optimizer state. Raises UserError if there is none or where shapes or dtypes differ."""
+    root, steps = absolute(folder), steps_in(folder)
+    if not steps or step not in (None, *steps):
+        raise UserError(f"{folder} holds no checkpoint" + (f" of step {step}" if steps else ""))
+    chosen = steps[0] if step is None else step
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         target = {"params": abstract_params}
-        state = root / str(steps[0]) / "state"
+        state = root / str(chosen) / "state"
         _check_same(_common(checkpointer.metadata(state).item_metadata.tree, target), target)
         restored = checkpointer.restore(
             state,
@@ -210,12 +211,12 @@ def restore_params(folder: epath.PathLike, abstract_params: Any) -> tuple[int, A
                 partial_restore=True,
             ),
         )
-    return steps[0], restored["params"]
+    return chosen, restored["params"]
 
 
 def newest_position(folder: epath.PathLike) -> tuple[int, dict[str, Any]] | None:
     """(step, position) of a run's newest checkpoint, without its state; None if there is none that can be read."""
-    for step in _steps_in(folder):
+    for step in steps_in(folder):
         try:
             with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
                 return step, checkpointer.restore(absolute(folder) / str(step) / "position")
@@ -224,7 +225,7 @@ def newest_position(folder: epath.PathLike) -> tuple[int, dict[str, Any]] | None
     return None
 
 
-def _steps_in(folder: epath.PathLike) -> list[int]:
+def steps_in(folder: epath.PathLike) -> list[int]:
     """Of the checkpoints there, the newest first."""
     root = absolute(folder)
     return sorted((int(p.name) for p in root.iterdir() if p.name.isdigit()), reverse=True) if root.exists() else []

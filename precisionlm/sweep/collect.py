@@ -47,7 +47,7 @@ def collect(root: Path) -> tuple[pd.DataFrame, list[str]]:
         if result is None:
             unfinished += [str(directory.path)] if len(unfinished) == known else []
             continue
-        run = {"status": result.status, "schema": 1, "ptq_method": "none"} | result.row
+        run = {"status": result.status, "schema": 1, "ptq_method": "none", "intermediate": False} | result.row
         rows = [_evaluated(run, found) for found in [*result.evaluations, *contents(directory, "evaluations")]]
         # An evaluation done again, for the losses of its sequences, stands for the one of before.
         rows = list({tuple(row.get(name) for name in _SETTINGS): row for row in rows}.values())

@@ -28,25 +28,30 @@ class Measured:
 def with_differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     """The rows, each that has a partner on the same sequences with `delta`, `delta_se` and `delta_to` (see `columns`).
 
-    Partner of what was done to a trained checkpoint (ptq, recipe) is its `trained` row. Partner of a `trained` or
+    Partner of what was done to a trained checkpoint (ptq, recipe) is its `trained` row, or the `checkpoint` row of
+    equal steps where it is an intermediate one. Partner of a `trained` or
     `bf16` row is the `trained` row of the bf16 run that differs in its recipe alone, if there is exactly one.
     """
-    trained: dict[str, list[Measured]] = defaultdict(list)
+    trained: dict[tuple[str, Any], list[Measured]] = defaultdict(list)
     unquantized: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for one in measured:
         if one.row["evaluation"] == "trained":
-            trained[one.row["run_id"]].append(one)
+            trained[one.row["run_id"], None].append(one)
             if one.row["recipe"] == "bf16":
                 unquantized[_arm(one.row)].add(one.row["run_id"])
+        elif one.row["evaluation"] == "checkpoint":
+            trained[one.row["run_id"], one.row["steps"]].append(one)
 
-    def partner_run(row: dict[str, Any]) -> str | None:
+    def partners(row: dict[str, Any]) -> list[Measured]:
+        if row["evaluation"] == "checkpoint":
+            return []
         if row["evaluation"] not in ("trained", "bf16"):
-            return str(row["run_id"])
+            return trained.get((row["run_id"], row["steps"] if row.get("intermediate") else None), [])
         found = unquantized[_arm(row)]
         (only,) = found if len(found) == 1 else (None,)
-        return None if only == row["run_id"] else only
+        return [] if only in (None, row["run_id"]) else trained.get((only, None), [])
 
-    return [one.row | _difference(one, trained.get(partner_run(one.row) or "", ())) for one in measured]
+    return [one.row | _difference(one, partners(one.row)) for one in measured]
 
 
 def _arm(row: dict[str, Any]) -> tuple[Any, ...]:

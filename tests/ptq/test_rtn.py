@@ -84,7 +84,9 @@ def test_weights_that_were_trained_quantized_are_rounded_once(experiment, tmp_pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("int4/had16", "leave away had16"),
+        ("int4/rhad16", "leave away rhad16$"),
+        ("int4/had16/sr/mse", "leave away sr$"),
+        ("int4/trust", "leave away trust$"),
         ("int4/sr", "leave away sr"),
         ("int4/lsq", "leave away lsq"),
         ("int4@down:A8", "'@' is for recipes"),

@@ -103,6 +103,21 @@ def test_no_difference_without_exactly_one_partner_on_the_same_sequences(tmp_pat
     assert table(tmp_path)["delta_to"].isna().all()
 
 
+def test_a_checkpoint_on_the_way_is_compared_with_itself(tmp_path):
+    end, before, rounded = measured(0.0), measured(0.5), measured(0.8)
+    directory = finish(tmp_path, "a" * 12, "bf16", {"trained": end}, ptq=[("rtn-int4", measured(0.1))], steps=20)
+    at = {"intermediate": True, "steps": 10, "D_tokens": 5}
+    for name, kind, one in (("checkpoint-step10", "checkpoint", before), ("rtn-int4-step10", "ptq", rounded)):
+        directory.write_json(f"ptq/{name}.json", record_evaluation(directory, kind, f"ptq/{name}.npz", one) | at)
+    found, _ = collect(tmp_path)
+    rows = found.set_index(["evaluation", "steps"])
+    assert list(rows.loc[("ptq", 10), ["delta_to", "D_tokens"]]) == [f"{'a' * 12}/checkpoint", 5]
+    np.testing.assert_allclose(rows.loc[("ptq", 10), "delta"], reference(rounded, before)[0], rtol=1e-9)
+    assert rows.loc[("ptq", 20), "delta_to"] == f"{'a' * 12}/trained" and rows.loc[("ptq", 20), "D_tokens"] == 9
+    assert np.isnan(rows.loc[("checkpoint", 10), "delta"]) and np.isnan(rows.loc[("trained", 20), "delta"])
+    assert list(found.sort_values("steps")["intermediate"]) == [True, True, False, False]
+
+
 def test_an_old_evaluation_done_again_stands_for_itself(tmp_path):
     directory = finish(tmp_path, "a" * 12, "W4A4", {"trained": measured(0.2)})
     found = json.loads((directory.path / "result.json").read_text())

@@ -161,7 +161,14 @@ def test_result_has_every_column_of_the_table(experiment, tmp_path):
 
     outcome = train(experiment, tmp_path, devices=ONE)
     row = outcome.result.row | outcome.result.evaluations[0]
-    of_the_table = {"eval_recipe", "eval_execution", "delta", "delta_se", "delta_to"}  # made when it is collected
+    of_the_table = {
+        "eval_recipe",
+        "eval_execution",
+        "delta",
+        "delta_se",
+        "delta_to",
+        "intermediate",
+    }  # made when it is collected
     of_ptq = {name for name in NAMES if name.startswith("ptq_")}
     assert set(NAMES) - set(row) == {"status"} | of_ptq | of_the_table
     assert set(row) - set(NAMES) == {"sequences"}  # a file of the run directory

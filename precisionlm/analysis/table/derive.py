@@ -47,7 +47,7 @@ def gaps(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarray:
     low = quantized(frame, operands) if operands else np.zeros(len(frame))
     own = np.isfinite(loss)
     if "evaluation" in frame.columns:
-        own &= ~frame["evaluation"].isin(["bf16", "recipe"]).to_numpy()
+        own &= ~frame["evaluation"].isin(["bf16", "recipe", "checkpoint"]).to_numpy()
     seed = [c for c in ("seed",) if c in frame.columns]
     cell = [size, tokens, *seed]
     arm = [*cell, *(c for c in _ARM if c in frame.columns and c not in cell)]
@@ -57,7 +57,15 @@ def gaps(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarray:
     unquantized = _mean(frame, loss, own & np.isposinf(post) & (low == 0), [arm, cell])
     reference = np.where(np.isfinite(post), before, np.where(low == 1, unquantized, np.nan))
     paired = paired_gaps(frame) if loss_name == "val_loss" else np.full(len(frame), np.nan)
-    return np.where(np.isfinite(paired) & (np.isfinite(post) | (low == 1)), paired, loss - reference)
+    compared = np.where(intermediate(frame), np.nan, loss - reference)  # with its own unquantized evaluation alone
+    return np.where(np.isfinite(paired) & (np.isfinite(post) | (low == 1)), paired, compared)
+
+
+def intermediate(frame: pd.DataFrame) -> np.ndarray:
+    """(rows,) whether a row is of a checkpoint before the end of its run."""
+    if "intermediate" not in frame.columns:
+        return np.zeros(len(frame), bool)
+    return np.isin(frame["intermediate"].astype(str).to_numpy(), ["True", "true", "1", "1.0"])
 
 
 def paired_gaps(frame: pd.DataFrame, column: str = "delta") -> np.ndarray:

@@ -9,7 +9,7 @@ import pandas as pd
 from precisionlm.analysis.laws.base import Law, Symbol
 from precisionlm.analysis.table import units
 from precisionlm.analysis.table.cells import Columns, numbers, texts
-from precisionlm.analysis.table.derive import paired_gaps
+from precisionlm.analysis.table.derive import intermediate, paired_gaps
 from precisionlm.analysis.table.exclusions import Exclusions
 from precisionlm.analysis.table.files import is_table, read
 from precisionlm.analysis.table.precision import after_training, mixture, scale_elements
@@ -159,6 +159,9 @@ def _exclude_rows(law: Law, frame: pd.DataFrame, where: str | None, out: Exclusi
         evaluation = texts(frame, "evaluation")
         for other in ("bf16", "recipe"):
             out.mark(evaluation == other, f"evaluation is {other}: not at the precision trained at")
+        out.mark(evaluation == "checkpoint", "evaluation is checkpoint: the run goes on after it")
+        if not law.is_gap:
+            out.mark(intermediate(frame), f"of an intermediate checkpoint: law {law.name} is of whole runs")
         trained = (evaluation == "trained") & out.keep
         out.mark(_on_fewer_tokens(frame, trained), "the same run was evaluated on more tokens")
         if not reads_ptq:

@@ -36,6 +36,19 @@ def test_runs_that_differ_in_their_schedule_are_no_partners_where_a_better_one_i
     np.testing.assert_allclose(gaps(frame, {}), [np.nan, np.nan, 0.2, 0.3, np.nan])
 
 
+def test_a_checkpoint_on_the_way_is_compared_with_itself_alone():
+    way = {"evaluation": "checkpoint", "D_tokens": 5e8, "intermediate": True, "delta": np.nan, "delta_to": None}
+    frame = pd.DataFrame([run(3.0), run(3.5, **way), run(3.7, post=3.0, delta=0.2, delta_to="16/checkpoint",
+                          D_tokens=5e8, intermediate=True), run(3.9, post=2.0, D_tokens=5e8, intermediate=True),
+                          run(3.1, post=3.0, intermediate=False)])  # fmt: skip
+    np.testing.assert_allclose(gaps(frame, {}), [np.nan, np.nan, 0.2, np.nan, 0.1])
+    table = prepare(laws.get("kumar_ptq"), frame)
+    assert list(table.rows) == [2, 4] and list(table.columns["D"]) == [5e8, 1e9]
+    table = prepare(laws.get("kumar"), frame.assign(a_bits=16.0, kv_bits=16.0))
+    assert list(table.rows) == [0, 4]
+    assert table.excluded["of an intermediate checkpoint: law kumar is of whole runs"] == 2
+
+
 def test_the_paired_difference_of_the_table_is_the_gap():
     frame = pd.DataFrame([run(3.0, delta=np.nan, delta_to=None, delta_se=np.nan),
                           run(3.5, post=3.0, delta=0.48, delta_to="16/trained", delta_se=0.001),

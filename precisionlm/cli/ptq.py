@@ -1,0 +1,101 @@
+"""The verb that quantizes finished runs after training: `ptq`."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from precisionlm.cli.verbs import add_verb, loss_text
+from precisionlm.errors import DONE, UserError
+from precisionlm.json_text import dumps
+
+
+def add_ptq(verbs: Any) -> None:
+    """Register ptq."""
+    ptq = add_verb(
+        verbs,
+        "ptq",
+        _ptq,
+        "Quantize the weights of finished runs after training and evaluate them; rows of the same table.\n"
+        "Methods: rtn (round to nearest), gptq, awq; with +mse scales are searched, with +qep errors of earlier layers "
+        "are made up for,\nwith +seq the matrices of a block are quantized one after the other. What is recorded is "
+        "not done again.",
+        "precisionlm ptq runs --method rtn,gptq,awq,gptq+qep --weights W3,W4,W4-g128,mxfp4",
+    )
+    ptq.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory or a folder of them")
+    ptq.add_argument(
+        "--weights",
+        "--bits",
+        default="3,4,6",
+        metavar="FORMATS",
+        help="W4, W4-g128 or 4; int4/g128, e2m1, mxfp4, nvfp4, …; int4/had32: in rotated blocks",
+    )
+    ptq.add_argument("--method", default="rtn", metavar="METHODS", help="rtn, gptq, awq, each also +mse, +qep, +seq")
+    ptq.add_argument("--steps", default="last", help="last, all checkpoints that are kept, or 1000,2000")
+    ptq.add_argument("--at", metavar="RECIPE", help="evaluate with other operands quantized so (A8KV8), not as trained")
+    ptq.add_argument("--calibration", type=int, default=128, metavar="N", help="sequences of training text (128)")
+    ptq.add_argument("--seed", type=int, default=0, help="by which they are drawn")
+    ptq.add_argument("--recipe", help="only runs trained at this recipe")
+    ptq.add_argument("--dry-run", action="store_true", help="check everything, list what would be quantized")
+    ptq.add_argument("--json", action="store_true", help="print the evaluations as JSON")
+
+
+def _ptq(args: argparse.Namespace) -> int:
+    from precisionlm.cluster.preemption import Interruption
+
+    with Interruption() as interrupted:
+        from precisionlm.cluster.executables import keep_executables
+        from precisionlm.precision.recipe import parse_recipe
+        from precisionlm.progress import reporting
+        from precisionlm.ptq.calibration import Calibration
+        from precisionlm.ptq.evaluate import Options, plan_run, quantize_run, weight_quantization
+        from precisionlm.ptq.method import parse_method
+        from precisionlm.ptq.points import parse_steps
+        from precisionlm.storage.result import finished_runs
+
+        if args.seed < 0:
+            raise UserError(f"--seed {args.seed}: must be at least 0")
+        methods = list(dict.fromkeys(str(parse_method(word.strip())) for word in args.method.split(",")))
+        quantizations = list(dict.fromkeys(weight_quantization(word.strip()) for word in args.weights.split(",")))
+        options = Options(parse_steps(args.steps), args.at, Calibration(args.calibration, args.seed))
+        recipe = str(parse_recipe(args.recipe)) if args.recipe else None
+        folders = list(dict.fromkeys(folder for root in args.runs for folder in finished_runs(root, recipe)))
+        work = [(folder, method) for folder in folders for method in methods]
+        planned = [plan_run(*one, quantizations, options) for one in work]  # all of them, before anything is spent
+        if args.dry_run:
+            return _print_plan([str(folder) for folder, _ in work], planned, args.json)
+        keep_executables()
+        found = []
+        with reporting("ptq") as report:
+            for i, (folder, method) in enumerate(work):
+                rows = quantize_run(folder, method, quantizations, partial(report, i / len(work)), interrupted, options)
+                found += [{"run_dir": str(folder)} | row for row in rows]
+    if args.json:
+        print(dumps(found))
+        return DONE
+    for row in found:
+        at = f"  after {row['steps']} steps" if row.get("intermediate") else ""
+        fallbacks = f"  not by its Hessian: {row['ptq_fallbacks']}" if row.get("ptq_fallbacks") else ""
+        print(f"{row['run_dir']}{at}  {row['ptq_method']} {row['ptq_format']}  loss {loss_text(row)}{fallbacks}")
+    return DONE
+
+
+def _print_plan(folders: list[str], planned: list[Any], as_json: bool) -> int:
+    rows: list[dict[str, Any]] = [
+        {
+            "run_dir": folder,
+            "method": str(one.method),
+            "formats": [str(q) for q in one.quantizations],
+            "steps": [point.step for point in one.points],
+            "left": len(one.missing()),
+        }
+        for folder, one in zip(folders, planned, strict=True)
+    ]
+    if as_json:
+        print(dumps(rows))
+        return DONE
+    for row in rows:
+        formats, steps = ", ".join(row["formats"]), ", ".join(map(str, row["steps"]))
+        print(f"{row['run_dir']}: {row['method']} to {formats} after {steps} steps, {row['left']} to do")
+    print("nothing was quantized")
+    return DONE

@@ -1,0 +1,60 @@
+"""What is done to weights after training, in words: `rtn`, `gptq+qep`, `awq+mse`, …"""
+
+from dataclasses import dataclass
+
+from precisionlm.errors import UserError, nearest
+from precisionlm.precision.recipe import Quantization
+
+NAMES = {
+    "rtn": "round to nearest",
+    "gptq": "Frantar et al. 2022, arXiv:2210.17323",
+    "awq": "Lin et al. 2023, arXiv:2306.00978",
+}
+WORDS = {
+    "mse": "scales are those of least squared error of the weights, found by search, not by the largest magnitude",
+    "qep": "weights first make up for what earlier layers did to their inputs (arXiv:2504.09629)",
+    "seq": "within a block too, a matrix sees the inputs that quantized ones before it give (true-sequential)",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """name: one of NAMES; searched, corrected, sequential: with the words mse, qep and seq. `str` prints the canonical
+    spelling, `parse_method` reads it back."""
+
+    name: str
+    searched: bool = False
+    corrected: bool = False
+    sequential: bool = False
+
+    def __str__(self) -> str:
+        chosen = zip(WORDS, (self.searched, self.corrected, self.sequential), strict=True)
+        return "+".join([self.name, *(word for word, on in chosen if on)])
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether it looks at inputs of the layers."""
+        return self.name != "rtn" or self.corrected
+
+    def check_fits(self, quantization: Quantization) -> None:
+        """Raises UserError for a format that the method cannot give."""
+        if self.name == "awq" and quantization.scaling.rotate:
+            raise UserError(f"{self}: awq scales single channels, which {quantization} mixes; leave one of them away")
+
+
+def parse_method(text: str) -> Method:
+    """Read a method. Raises UserError for words that are none, come twice or say nothing of it."""
+    name, *words = text.split("+")
+    if name not in NAMES:
+        raise UserError(f"no method '{name}'; {nearest(name, list(NAMES))}")
+    for i, word in enumerate(words):
+        if word not in WORDS:
+            raise UserError(f"{text}: no word '{word}'; {nearest(word, list(WORDS))}")
+        if word in words[:i]:
+            raise UserError(f"{text}: '{word}' comes twice")
+    method = Method(name, "mse" in words, "qep" in words, "seq" in words)
+    if method.sequential and not method.calibrates:
+        raise UserError(f"{text}: rounding to nearest sees no inputs; leave away seq, or add qep")
+    if method.sequential and name == "awq":
+        raise UserError(f"{text}: awq scales a block as a whole; leave away seq")
+    return method
