@@ -1,7 +1,7 @@
 """The losses of every validation sequence, for the runs of a pack at once."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ class Evaluator:
             for i in range(0, len(padded), size)
         ]
         self._lowered: dict[Structure, Any] = {}
-        self._compiled: dict[Structure, Any] = {}
+        self._compiled: dict[Structure, Future[Any]] = {}
 
     def lower(self, structure: Structure, grids: Grids) -> None:
         """Trace for a structure: the program's, or one with less in it. grids: of any run."""
@@ -45,17 +45,17 @@ class Evaluator:
         numbers = stacked(shape, [grids_within(grids, structure)])
         self._lowered[structure] = losses(shape).lower(params, *self._chunks[0], numbers)
 
-    def compile(self, threads: Executor) -> None:
-        """Compile what was traced. Raises what compiling raises."""
-        found = {structure: threads.submit(lowered.compile) for structure, lowered in self._lowered.items()}
-        self._compiled = {structure: compiled.result() for structure, compiled in found.items()}
+    def begin_compiling(self, threads: Executor) -> list[Future[Any]]:
+        """Have what was traced compiled in these threads; what is not to be waited for here."""
+        self._compiled = {structure: threads.submit(lowered.compile) for structure, lowered in self._lowered.items()}
+        return list(self._compiled.values())
 
     def execute_once(self, params: Any, grids: Grids) -> None:
-        """Everything that was compiled, on these parameters [R, ...] and to no effect."""
+        """Everything that was compiled, on these parameters [R, ...] and to no effect. Raises what compiling raises."""
         for structure, compiled in self._compiled.items():
             own = part_of(params, abstract_state(with_structure(self._shape, structure).program)["params"])
             numbers = stacked(self._shape, [grids_within(grids, structure)])
-            jax.block_until_ready(compiled(own, *self._chunks[0], numbers))
+            jax.block_until_ready(compiled.result()(own, *self._chunks[0], numbers))
 
     def evaluate(
         self,
@@ -66,7 +66,7 @@ class Evaluator:
     ) -> list[Evaluation]:
         """One evaluation a member of `grids`, the runs' own, at a structure that was compiled; params [R, ...] fill the
         slots from the first on. Raises PreemptedError as soon as `interrupted` says so."""
-        step = self._compiled[structure]
+        step = self._compiled[structure].result()
         own = part_of(params, abstract_state(with_structure(self._shape, structure).program)["params"])
         numbers = stacked(self._shape, [grids_within(of_run, structure) for of_run in grids])
         results = []

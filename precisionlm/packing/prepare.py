@@ -2,12 +2,13 @@
 
 On GPUs nothing may compile while a pack trains, nor may an executable run for the first time beside others: cuDNN's
 attention records CUDA graphs then, which other threads' work spoils (JAX 0.11.2: internal errors and segmentation
-faults), and what is compiled finds worse kernels. Tracing needs no device: that of the next pack is done meanwhile.
+faults), and what is compiled finds worse kernels. So packs that come after each other compile beside each other, before
+the first of them trains. Tracing needs no device: that of coming packs is done meanwhile.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ class Prepared:
         self.corpus = Corpus(shape, run.dataset)
         self.batches_sharding = NamedSharding(shape.devices, P(None, RUN))
         self.evaluator = Evaluator(shape, run.validation_batches())
-        self._run, self._compiled = run, False
+        self._run, self._compiling, self._compiled = run, list[Future[Any]](), False
         traced = self._traced_step()
         in_dispatch = marks.count_products(traced.jaxpr)
         self.products = Counter({tag: count // shape.steps for tag, count in in_dispatch.items()})
@@ -47,15 +48,21 @@ class Prepared:
         for structure in self._evaluated_at(run, ptq):
             self.evaluator.lower(structure, run.grids)
 
+    def begin_compiling(self, threads: Executor) -> list[Future[Any]]:
+        """Have everything compiled in these threads, unless that was begun; what is not to be waited for here."""
+        if not self._compiling:
+            own = [threads.submit(lowered.compile) for lowered in (self._step, self._measure)]
+            self._compiling = [*own, *self.evaluator.begin_compiling(threads)]
+        return self._compiling
+
     def compile(self) -> None:
         """Compile everything and execute it once, on zeros and to no effect, unless that was done. Raises what
         compiling raises."""
         if self._compiled:
             return
         with ThreadPoolExecutor(3, "compile") as threads:
-            step, measure = (threads.submit(lowered.compile) for lowered in (self._step, self._measure))
-            self.evaluator.compile(threads)
-        self.advance, self.measure = step.result(), measure.result()
+            self.begin_compiling(threads)
+        self.advance, self.measure = (compiling.result() for compiling in self._compiling[:2])
         state = blank_stack(self.shape)()
         self.evaluator.execute_once(state["params"], self._run.grids)
         runs = [self._run] * self.shape.runs

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 
 from precisionlm.errors import DivergedError, PreemptedError, UserError
+from precisionlm.packing.ahead import Ahead
 from precisionlm.packing.engine import Keep, train_pack
 from precisionlm.packing.prepare import Prepared
 from precisionlm.packing.program import PackShape, run_mesh
@@ -150,8 +150,8 @@ def run_sweep(
     for group in groups:
         say(group.text)
     report(0.0, "compiling")
-    with ThreadPoolExecutor(1, "trace") as thread:
-        ahead = _Ahead(groups, options.ptq, thread)
+    packs = [None if group.shape is None else (group.shape, group.runs[0]) for group in groups]
+    with Ahead(packs, options.ptq) as ahead:
         for i, group in enumerate(groups):
             share = sum(row.flops - row.shared for row in group.rows) / total
             within = partial(_within, report, begun, share)
@@ -159,32 +159,13 @@ def run_sweep(
                 _one_by_one(group, out, within, interrupted, outcome, say)
             else:
                 job = _Job(group, out, within, interrupted, options, outcome, say)
-                _together(job, partial(ahead.take, i), partial(ahead.begin, i + 1))
+                _together(job, partial(ahead.take, i), partial(ahead.trace_after, i))
             begun += share
     return outcome
 
 
 def _within(report: Reporter, begun: float, share: float, part: float, text: str) -> None:
     report(begun + share * part, text)
-
-
-class _Ahead:
-    """What the packs of the groups need; that of a coming group is traced in a thread, if it was begun."""
-
-    def __init__(self, groups: Sequence[Group], ptq: Sequence[Quantization], thread: Executor):
-        self._groups, self._ptq, self._thread = groups, ptq, thread
-        self._begun: dict[int, Future[Prepared]] = {}
-
-    def begin(self, i: int) -> None:
-        """Start on that of a group, if there is one and it has a pack."""
-        shape = self._groups[i].shape if i < len(self._groups) else None
-        if shape is not None and i not in self._begun:
-            self._begun[i] = self._thread.submit(Prepared, shape, self._groups[i].runs[0], self._ptq)
-
-    def take(self, i: int) -> Prepared:
-        """That of a group, when it is there."""
-        self.begin(i)
-        return self._begun.pop(i).result()
 
 
 @dataclass(frozen=True)
