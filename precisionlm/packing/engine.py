@@ -6,11 +6,11 @@ is taken out; neither changes what the others compute.
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,12 +22,11 @@ from precisionlm.packing.member import Member, claimed
 from precisionlm.packing.prepare import Prepared
 from precisionlm.packing.program import blank_stack, put, take
 from precisionlm.packing.queue import Queue
-from precisionlm.packing.rows import Evaluated, evaluate_members
+from precisionlm.packing.reached import Reached, Results, Status
 from precisionlm.storage.claim import BusyError
 from precisionlm.storage.result import Result
 from precisionlm.training.run import Run
 
-Status = Literal["done", "diverged", "skipped", "busy"]
 Report = Callable[[int, int, float], None]  # (steps made in all, runs under way, mean of their losses in nats/token)
 
 
@@ -90,11 +89,10 @@ class _Pack:
     ):
         self.outcome: dict[str, Status] = {}
         self._prepared, self._shape, self._out, self._keep = prepared, prepared.shape, out, keep
-        self._interrupted, self._writer = interrupted, writer
+        self._interrupted = interrupted
         self._queue = Queue(runs, out)
         self._slots: list[Member | None] = [None] * self._shape.runs
-        self._trained: list[tuple[Member, Any]] = []  # with their states, not evaluated yet
-        self._writes: list[Future[None]] = []
+        self._results = Results(prepared, keep.weights, interrupted, writer, self.outcome)
         self._orders: dict[str, Order] = {}
         self._taken: list[str] = []
         self._settled: float | None = None  # when the dispatch before ended
@@ -133,10 +131,11 @@ class _Pack:
                     self._save()
                     saved_at = time.monotonic()
             report(made, sum(map(bool, self._slots)), self._mean_loss())
-            self._check_writes()
+            self._results.check()
+            if self._checkpoints is not None:
+                self._checkpoints.check()
         self._evaluate()
-        for write in self._writes:
-            write.result()
+        self._results.wait()
 
     # --- slots ---
 
@@ -152,7 +151,7 @@ class _Pack:
             member.open(self._shape.runs, self._prepared.products, self._prepared.measure)
             state = member.leave_state()
             if member.step == member.steps:
-                self._trained.append((member, state))
+                self._results.add(Reached(member, member.step, state))
                 continue
             slot = self._slot_of(run)
             self._state = put(self._shape.alone())(self._state, jax.device_put(state, self._shape.shared), slot)
@@ -242,51 +241,22 @@ class _Pack:
                 self._queue.finished(member.run)
                 self._slots[r] = None
                 continue
-            if member.step == member.trunk_due:
-                member.keep_trunk(self._alone(take(self._shape.alone())(self._state, r)))
-            if member.step == member.steps:
-                self._trained.append((member, take(self._shape.alone())(self._state, r)))
-                if self._keep.weights:
-                    self._writes.append(self._writer.submit(self._keep_weights, *self._trained[-1]))
-                self._queue.finished(member.run)
-                self._slots[r] = None
-        if len(self._trained) >= self._shape.runs:
+            if member.step in (member.steps, member.trunk_due):
+                reached = Reached(member, member.step, take(self._shape.alone())(self._state, r))
+                if member.step == member.trunk_due:
+                    member.keep_trunk(self._alone(reached.state))
+                self._results.add(reached)
+                if reached.end:
+                    self._queue.finished(member.run)
+                    self._slots[r] = None
+        if self._results.full:
             self._evaluate()
 
-    # --- what trained members leave ---
-
     def _evaluate(self) -> None:
-        """Evaluate the members that are trained, as many at once as there are slots, and have their results written."""
-        while self._trained:
-            batch = self._trained[: self._shape.runs]
-            of_each = [(member.run, state["params"]) for member, state in batch]
-            try:
-                found = evaluate_members(
-                    self._shape, self._prepared.evaluator, of_each, self._prepared.ptq, self._interrupted
-                )
-            except PreemptedError:
-                self._stop()
-            del self._trained[: len(batch)]
-            for (member, _), evaluated in zip(batch, found, strict=True):
-                self._writes.append(self._writer.submit(self._leave, member, evaluated))
-
-    def _keep_weights(self, member: Member, state: Any) -> None:
-        """In the writer's thread."""
-        member.keep_state({"params": self._alone(state["params"])})
-
-    def _leave(self, member: Member, evaluated: Evaluated) -> None:
-        """In the writer's thread."""
-        if not self._keep.weights:
-            member.forget_states()
-        self.outcome[member.run.run_id] = member.finish(evaluated.write(member.directory))
-
-    def _check_writes(self) -> None:
-        """Raises UserError if a result or a checkpoint could not be written; waits for nothing."""
-        for write in [write for write in self._writes if write.done()]:
-            write.result()
-            self._writes.remove(write)
-        if self._checkpoints is not None:
-            self._checkpoints.check()
+        try:
+            self._results.evaluate()
+        except PreemptedError:
+            self._stop()
 
     # --- stops ---
 
@@ -299,14 +269,10 @@ class _Pack:
 
     def _stop(self) -> None:
         self._save()
-        for trained in [] if self._keep.weights else self._trained:
-            self._keep_weights(*trained)
-        for write in self._writes:
-            write.result()
-        left = sum(member is not None for member in self._slots) + len(self._trained)
+        left = sum(member is not None for member in self._slots) + self._results.save()
         raise PreemptedError(f"the state of {left} runs is saved; the same command continues them and those to come")
 
     def _let_all_go(self) -> None:
-        for member in [*self._slots, *(member for member, _ in self._trained)]:
+        for member in [*self._slots, *self._results.members]:
             if member is not None:
                 member.let_go()

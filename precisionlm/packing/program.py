@@ -144,12 +144,7 @@ def advance(shape: PackShape) -> Any:
         out_specs=(across, P(None, RUN)),
         check_vma=False,
     )
-    program = shape.program
-    return jax.jit(
-        body,
-        donate_argnums=0,
-        compiler_options={"xla_gpu_deterministic_ops": True} if program.deterministic and program.on_gpu else None,
-    )
+    return jax.jit(body, donate_argnums=0, compiler_options=shape.program.compiler_options)
 
 
 def _advance(

@@ -11,8 +11,10 @@ from precisionlm.packing.evaluate import Evaluator
 from precisionlm.packing.program import PackShape, blank_stack, put
 from precisionlm.precision.binding import Structure
 from precisionlm.precision.recipe import Quantization
-from precisionlm.ptq.evaluate import bound_to, plain_weights, record
+from precisionlm.ptq.evaluate import after, bound_to, plain_weights, record, record_unquantized
+from precisionlm.ptq.points import Point, columns
 from precisionlm.ptq.rtn import round_to_nearest
+from precisionlm.storage.checkpoint import folder_of
 from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.run import Run, record_evaluation
@@ -30,6 +32,13 @@ class Evaluated:
         for quantization, found in self.rounded.items():
             record(directory, "rtn", quantization, found)
         return [record_evaluation(directory, name, f"evaluations/{name}.npz", e) for name, e in self.own.items()]
+
+    def write_intermediate(self, run: Run, directory: RunDirectory, step: int) -> None:
+        """Everything on disk, as of a checkpoint after so many steps of a run that goes on."""
+        of_point = columns(run, directory, Point(folder_of(directory, run.experiment.checkpoint, "trunk"), step, False))
+        record_unquantized(directory, step, self.own["trained"], of_point)
+        for quantization, found in self.rounded.items():
+            record(directory, "rtn", quantization, found, after(step), of_point)
 
 
 def evaluate_members(

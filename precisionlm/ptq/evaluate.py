@@ -90,7 +90,7 @@ class Planned:
 
     def more(self, point: Point) -> str:
         """What else tells a row from others of its run, method and format, for its name."""
-        words = [] if point.end else [f"-step{point.step}"]
+        words = [] if point.end else [after(point.step)]
         if self.settings:
             words.append(f"-at-{_short_hash(self.settings['eval_recipe'])}")
         if self.method.calibrates:
@@ -203,11 +203,27 @@ def _evaluate_unquantized(
     planned: Planned, point: Point, params: Any, of_point: dict[str, Any], interrupted: Callable[[], bool]
 ) -> None:
     """The evaluation that those after quantization of an intermediate checkpoint are compared with."""
-    name, run = f"ptq/checkpoint-step{point.step}", planned.run
-    if planned.directory.read_json(f"{name}.json") is None:
+    run = planned.run
+    if not unquantized_recorded(planned.directory, point.step):
         found = evaluate(run.program, params, run.validation_batches(), run.grids, interrupted)
-        row = record_evaluation(planned.directory, "checkpoint", f"{name}.npz", found) | of_point
-        planned.directory.write_json(f"{name}.json", row)
+        record_unquantized(planned.directory, point.step, found, of_point)
+
+
+def unquantized_recorded(directory: RunDirectory, step: int) -> bool:
+    """Whether the evaluation of an intermediate checkpoint at the run's own precision was made."""
+    return directory.read_json(f"ptq/checkpoint{after(step)}.json") is not None
+
+
+def record_unquantized(directory: RunDirectory, step: int, found: Evaluation, of_point: Mapping[str, Any]) -> None:
+    """Write it. of_point: the columns of the checkpoint (`points.columns`). Raises UserError."""
+    name = f"ptq/checkpoint{after(step)}"
+    row = record_evaluation(directory, "checkpoint", f"{name}.npz", found)
+    directory.write_json(f"{name}.json", row | dict(of_point))
+
+
+def after(step: int) -> str:
+    """What names evaluations of an intermediate checkpoint (`more` of `record`)."""
+    return f"-step{step}"
 
 
 def recorded(directory: RunDirectory, method: str, quantization: Quantization, more: str = "") -> dict[str, Any] | None:

@@ -5,15 +5,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+from etils import epath
 
 from precisionlm.precision.recipe import Quantization
 from precisionlm.progress import Reporter
-from precisionlm.ptq.evaluate import bound_to, quantize_run, recorded
+from precisionlm.ptq.evaluate import Options, after, bound_to, quantize_run, recorded
 from precisionlm.storage.checkpoint import folder_of
 from precisionlm.storage.claim import BusyError, claim
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.sweep.rows import Row
+from precisionlm.training.run import Run
+from precisionlm.training.trunk import is_kept
 
 
 def check_fit(rows: Sequence[Row], quantizations: Sequence[Quantization]) -> None:
@@ -39,16 +42,33 @@ def round_finished(
         result = Result.read(directory)
         if result is None or result.status != "done":
             continue
-        if all(recorded(directory, "rtn", quantization) is not None for quantization in quantizations):
-            continue
-        if jax.process_count() > 1 or not folder_of(directory, row.run.experiment.checkpoint).exists():
-            left_out += 1
+        missing = _steps_missing(row.run, directory, quantizations)
+        there = [step for step, folder in missing.items() if folder.exists()] if jax.process_count() == 1 else []
+        left_out += len(there) < len(missing)
+        if not there:
             continue
         try:
             with claim(directory):
-                quantize_run(directory.path, "rtn", quantizations, lambda text: report(1.0, text), interrupted)
+                options = Options(tuple(there))
+                quantize_run(directory.path, "rtn", quantizations, lambda text: report(1.0, text), interrupted, options)
         except BusyError:
             continue
     if left_out:
         kept = "one process can, with precisionlm ptq" if jax.process_count() > 1 else "their weights were not kept"
         say(f"{left_out} runs were not evaluated with rounded weights: {kept}")
+
+
+def _steps_missing(
+    run: Run, directory: RunDirectory, quantizations: Sequence[Quantization]
+) -> dict[int, epath.PathLike]:
+    """Steps after which a format is not evaluated yet, the last one and that from which others begin, and where the
+    weights would be."""
+    config, total = run.experiment.checkpoint, run.experiment.training.steps
+    found = {total: (folder_of(directory, config), "")}
+    if run.trunk is not None and run.trunk.steps < total and is_kept(directory):
+        found[run.trunk.steps] = folder_of(directory, config, "trunk"), after(run.trunk.steps)
+    return {
+        step: folder
+        for step, (folder, more) in found.items()
+        if any(recorded(directory, "rtn", quantization, more) is None for quantization in quantizations)
+    }

@@ -13,7 +13,7 @@ from precisionlm.packing.corpus import Corpus, Order
 from precisionlm.packing.engine import Keep, train_pack
 from precisionlm.packing.prepare import Prepared
 from precisionlm.packing.program import PackShape, run_mesh
-from precisionlm.ptq.evaluate import quantize_run, weight_quantization
+from precisionlm.ptq.evaluate import Options, quantize_run, weight_quantization
 from precisionlm.storage.claim import claim
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory, read_metrics
@@ -218,13 +218,22 @@ def test_runs_of_one_trunk_begin_where_the_decay_of_another_began(tokens_folder,
         prepare_run(experiment_of(tokens_folder, "W4A8", steps, optimizer=wsd, checkpoint={"trunk": True}), ONE)
         for steps in (16, 8, 12)
     ]
-    prepared = Prepared(shape_of(runs[0]), runs[0])
+    prepared = Prepared(shape_of(runs[0]), runs[0], PTQ[:1])
     assert set(train_pack(prepared, runs, tmp_path).values()) == {"done"}
     branches = {run.experiment.training.steps: Result.read(RunDirectory(tmp_path, run.run_id)).row for run in runs}
     assert [branches[steps]["branch_steps"] for steps in (8, 12, 16)] == [0, 4, 6]
     for run in runs:
         other = train(run.experiment, tmp_path / "alone", devices=ONE)
         np.testing.assert_allclose(losses(tmp_path / run.run_id), losses(other.path), rtol=2e-3)
+    packed = {path.name: json.loads(path.read_text()) for path in (tmp_path / runs[0].run_id / "ptq").glob("*.json")}
+    for name in packed:
+        (tmp_path / runs[0].run_id / "ptq" / name).unlink()
+    quantize_run(tmp_path / runs[0].run_id, "rtn", PTQ[:1], lambda text: None, options=Options("all"))
+    assert set(packed) == {"checkpoint-step8.json", "rtn-int4-step8.json", "rtn-int4.json"}
+    for name, mine in packed.items():
+        theirs = json.loads((tmp_path / runs[0].run_id / "ptq" / name).read_text())
+        assert mine.keys() == theirs.keys() and mine.get("D_tokens") == theirs.get("D_tokens")
+        assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
 
 
 def test_a_run_that_another_process_trains_is_passed_over(members, prepared, tmp_path):

@@ -176,3 +176,13 @@ def test_three_processes_and_one_is_killed(tree, tmp_path, capsys, request):
     for run_id in rows:
         steps = [line["step"] for line in read_metrics(runs / run_id / "metrics.jsonl") if "loss" in line]
         assert steps == list(range(1, 401))
+
+
+def test_weights_at_the_end_of_a_trunk_are_rounded_too_where_a_pack_did_not(tree, tmp_path, capsys):
+    wsd = {"learning_rate": 3e-3, "schedule": "wsd", "decay_fraction": 0.5, "warmup_steps": 1}
+    tree = tree | {"checkpoint": {"trunk": True}, "optimizer": wsd}
+    words = sweep(tmp_path, tree, grid={"training.steps": [6]}, evaluate={"ptq": ["W3"]})
+    assert main(words) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    found = {path.stem: json.loads(path.read_text()).get("steps") for path in (run / "ptq").glob("*.json")}
+    assert found == {"checkpoint-step3": 3, "rtn-int3-step3": 3, "rtn-int3": None}
