@@ -5,17 +5,19 @@ moments (act-order); so neither needs anything at inference, and neither depends
 numbers: one executable a shape.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from precisionlm.precision.formats import Grid, round_to_grid
-from precisionlm.ptq.hessian import inverse_root
+from precisionlm.ptq.hessian import UNTUNED, inverse_root
 
 _BLOCK = 128  # rows whose errors are carried over to the rest in one product
 
 
-@jax.jit
+@partial(jax.jit, compiler_options=UNTUNED)
 def gptq(w: jax.Array, scales: jax.Array, hessian: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
     """(values of the grid times scales, damping) for weights [in, out] under scales of the same shape.
 

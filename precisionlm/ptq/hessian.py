@@ -10,6 +10,9 @@ from jax import lax
 _DAMPING = np.array([*np.arange(1, 11) * 0.01, *[0.1] * 6], np.float32)
 _FLOOR = np.array([*[0.0] * 10, *10.0 ** np.arange(-6, 0)], np.float32)
 
+# For programs that run once a matrix: XLA's trials of kernels for GPUs take longer than all their runs.
+UNTUNED = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+
 
 def second_moment(x: jax.Array, y: jax.Array) -> jax.Array:
     """Σ x yᵀ over all axes but the last, float32 [in, in]; exact products, summed in float32."""

@@ -1,16 +1,18 @@
 """Quantization error propagation (Arai and Ichikawa 2025, arXiv:2504.09629): before it is quantized, a weight makes up
 for what the quantization of earlier layers did to its inputs."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from precisionlm.ptq.hessian import inverse_root
+from precisionlm.ptq.hessian import UNTUNED, inverse_root
 
 _STRENGTH = 0.5  # α of the paper, whose 1 would trust the calibration data wholly
 
 
-@jax.jit
+@partial(jax.jit, compiler_options=UNTUNED)
 def corrected(w: jax.Array, hessian: jax.Array, drift: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(W + α H⁻¹ C W, damping) for W [in, out]: half the way to the least squares solution of x_q W' = x W.
 
