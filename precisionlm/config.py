@@ -22,6 +22,24 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class RopeScaling(Section):
+    """Llama 3's stretch of the rotary embedding to longer texts (`model.attention.frequencies`)."""
+
+    factor: float = Field(ge=1, description="slow rotations are slower by it")
+    low_frequency_factor: float = Field(1.0, gt=0, description="turns in original_length below which all of it counts")
+    high_frequency_factor: float = Field(4.0, gt=0, description="turns in original_length above which none does")
+    original_length: int = Field(8192, ge=1, description="tokens per sequence that it stretches")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low_frequency_factor >= self.high_frequency_factor:
+            raise ValueError(
+                f"low_frequency_factor {self.low_frequency_factor:g} must be below high_frequency_factor "
+                f"{self.high_frequency_factor:g}"
+            )
+        return self
+
+
 class ModelConfig(Section):
     """A decoder-only transformer; sizes are counts. Letters of the model code in brackets."""
 
@@ -36,6 +54,7 @@ class ModelConfig(Section):
     qk_norm: bool = Field(False, description="RMSNorm of queries and keys per head")
     projection_norm: bool = Field(False, description="another RMSNorm before out and down (BitNet style, Kumar et al.)")
     rope_base: float = Field(10000.0, gt=0)
+    rope_scaling: RopeScaling | None = Field(None, description="Llama 3's, for longer texts; none if absent")
     norm_epsilon: float = Field(1e-6, gt=0)
     init_std: float = Field(0.02, gt=0, description="of weights; out and down are divided by sqrt(2 layers)")
 
@@ -115,6 +134,11 @@ class TrainingConfig(Section):
         None,
         pattern=r"(^|/)[0-9a-f]{12}/*$",
         description="finished run directory, under its run id, whose weights to begin with",
+    )
+    imported: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{12}$",
+        description="hash of weights that came from elsewhere (`precisionlm import`); such a run is never trained",
     )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of activations; weights are float32")
     eval_tokens: int = Field(1_000_000, ge=1, description="validation tokens; fewer if the split is smaller")
