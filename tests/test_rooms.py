@@ -15,12 +15,24 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config", "identity", "analysis.table.read", "analysis.table.symbols", "analysis.fitting"),
     ("data", "model", "storage", "analysis.decisions"),
     ("training", "analysis.figures"),
-    ("compiling", "packing", "ptq", "analysis.report"),
+    ("compiling", "packing", "ptq", "hub", "analysis.report"),
     ("sweep", "bench"),
     ("cli",),
 )
 ONLY_HERE = {"aqt": ("precision/dot_general.py",), "orbax": ("storage/checkpoint.py",)}
-NOT_IN_ANALYSIS = ("training", "model", "data", "sweep", "ptq", "storage", "cluster", "compiling", "cli", "bench")
+NOT_IN_ANALYSIS = (
+    "training",
+    "model",
+    "data",
+    "sweep",
+    "ptq",
+    "storage",
+    "cluster",
+    "compiling",
+    "cli",
+    "bench",
+    "hub",
+)
 
 
 def modules() -> dict[str, Path]:

@@ -19,8 +19,7 @@ from precisionlm.precision.quantize import fake_quantize
 
 
 def rotary_tables(position_T: jax.Array, model: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """cos and sin [T, H / 2] of the rotary position embedding (Su et al. 2021, arXiv:2104.09864) at positions, float32.
-    """
+    """cos and sin [T, H / 2] of the rotary embedding (Su et al. 2021, arXiv:2104.09864) at positions, float32."""
     head_size = model.head_size or model.width // model.heads
     angle = position_T[:, None] * frequencies(head_size, model.rope_base, model.rope_scaling)
     return jnp.cos(angle), jnp.sin(angle)

@@ -20,7 +20,13 @@ _KEPT = ("k", "v")  # operands of attention that are quantized when they are kep
 
 def empty(model: ModelConfig, sequences: int, length: int, dtype: str) -> dict[str, Any]:
     """The collection before the first token, for B sequences of at most `length` tokens."""
-    shape = (model.layers, sequences, length, model.kv_heads or model.heads, model.head_size or model.width // model.heads)
+    shape = (
+        model.layers,
+        sequences,
+        length,
+        model.kv_heads or model.heads,
+        model.head_size or model.width // model.heads,
+    )
     kept = {"keys": jnp.zeros(shape, dtype), "values": jnp.zeros(shape, dtype)}
     attention = kept | {"length": jnp.zeros(model.layers, jnp.int32)}
     return {"length": jnp.zeros((), jnp.int32), "blocks": {"attention": attention}}
@@ -39,7 +45,7 @@ def join(module: nn.Module, k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[jax.A
     time, start = k_BTKH.shape[1], _advance(module, k_BTKH.shape[1])
     kept = []
     for name, new in (("keys", k_BTKH), ("values", v_BTKH)):
-        before = module.get_variable(COLLECTION, name)
+        before: jax.Array = module.get_variable(COLLECTION, name)
         kept.append(lax.dynamic_update_slice_in_dim(before, new.astype(before.dtype), start, axis=1))
         module.put_variable(COLLECTION, name, kept[-1])
     keys, values = kept
@@ -58,6 +64,6 @@ def rest(structure: Structure) -> Structure:
 
 def _advance(module: nn.Module, time: int) -> jax.Array:
     """Tokens in the cache before `time` more."""
-    before = module.get_variable(COLLECTION, "length")
+    before: jax.Array = module.get_variable(COLLECTION, "length")
     module.put_variable(COLLECTION, "length", before + time)
     return before

@@ -3,17 +3,24 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from precisionlm.data.meta import TOKENIZER_FILE
+from precisionlm.data.tokenizer import load_tokenizer
 from precisionlm.errors import PreemptedError, UserError
 from precisionlm.model import cache as kept
 from precisionlm.precision.binding import Grids, leaks_future
+from precisionlm.storage.checkpoint import folder_of, restore_params
+from precisionlm.storage.result import Result
+from precisionlm.storage.run_directory import RunDirectory
+from precisionlm.training.finished import request
 from precisionlm.training.run import Run
-from precisionlm.training.step import Program
+from precisionlm.training.step import Program, abstract_state
 
 
 @dataclass(frozen=True)
@@ -100,3 +107,28 @@ def _chosen(logits_V: jax.Array, temperature: float, key: jax.Array, top_k: int 
         logits_V = jnp.where(logits_V < least, -jnp.inf, logits_V)
     sampled = jax.random.categorical(key, logits_V / jnp.maximum(temperature, 1e-6))
     return jnp.where(temperature == 0, jnp.argmax(logits_V), sampled)
+
+
+def continued(
+    folder: Path, prompt: str, sampling: Sampling, recipe: str | None, interrupted: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """What a finished run makes of a prompt, which stands at the start of a document as in its data: prompt, text and
+    the ids of its new tokens. recipe: the run's own if None. Raises UserError, also as `generate`, and PreemptedError.
+    """
+    result = Result.read(RunDirectory.at(folder))
+    if result is None or result.status != "done":
+        raise UserError(f"{folder} is not the directory of a finished run")
+    given = [] if recipe is None else ["--precision.recipe", recipe, "--precision.execution", "simulated"]
+    one = ["--mesh.replica", "1", "--mesh.fsdp", "1", "--mesh.tensor", "1"]
+    asked = request(folder, [*given, *one])
+    run, directory = asked.run, asked.directory
+    tokenizer = load_tokenizer(run.dataset.path / TOKENIZER_FILE)
+    tokens = [run.dataset.meta.eos_id, *tokenizer.encode(prompt).ids]
+    check_can_generate(run, len(tokens), sampling)
+    checkpoints = folder_of(directory, run.experiment.checkpoint)
+    _, params = restore_params(checkpoints, abstract_state(run.program)["params"])
+    new = generate(run, params, tokens, sampling, interrupted)
+    said = new[:-1] if new[-1] == run.dataset.meta.eos_id else new
+    whole = tokenizer.decode(tokens[1:] + said, skip_special_tokens=False)
+    before = tokenizer.decode(tokens[1:], skip_special_tokens=False)
+    return {"prompt": prompt, "text": whole[len(before) :], "tokens": new, "recipe": str(run.recipe)}

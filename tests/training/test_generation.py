@@ -78,7 +78,7 @@ def test_what_cannot_be_generated_is_one_line(tokens_folder):
     run, params = prepared(tokens_folder, "W4,A=int8/tensor")
     with pytest.raises(UserError, match="shares scales over the tokens"):
         generate(run, params, [0], Sampling(4))
-    with pytest.raises(UserError, match="3 tokens of prompt .* and 30 new ones are more than the 32"):
+    with pytest.raises(UserError, match=r"3 tokens of prompt .* and 30 new ones are more than the 32"):
         generate(run, params, [0, 1, 2], Sampling(30))
     for wrong, word in (({"tokens": 0}, "at least 1"), ({"temperature": -1.0}, "or more"), ({"top_k": 0}, "top-k 0")):
         with pytest.raises(UserError, match=word):
