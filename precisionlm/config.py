@@ -223,11 +223,6 @@ class Experiment(Section):
         return self.training.steps * self.batch_tokens
 
 
-def to_yaml(experiment: Experiment) -> str:
-    """Canonical YAML: every key, in the tree's order."""
-    return yaml.safe_dump(experiment.model_dump(), sort_keys=False)
-
-
 def load(path: str | Path, overrides: list[str] | None = None) -> Experiment:
     """Read an experiment from YAML and apply `--a.b value` overrides. Raises UserError with file and key path."""
     return build(apply_overrides(read_yaml(path), overrides or []), str(path))
@@ -257,6 +252,18 @@ _UniqueKeys.add_implicit_resolver(
     re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\.(inf|nan))$"),
     list("-+.0123456789"),
 )
+
+
+class _AsRead(yaml.SafeDumper):
+    """Quotes a text that our reader would take for a number, such as the hash 3723808099e1."""
+
+
+_AsRead.yaml_implicit_resolvers = _UniqueKeys.yaml_implicit_resolvers
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """Canonical YAML: every key, in the tree's order."""
+    return yaml.dump(experiment.model_dump(), Dumper=_AsRead, sort_keys=False)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

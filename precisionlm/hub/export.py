@@ -44,8 +44,8 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BF16}
 @dataclass(frozen=True)
 class Asked:
     """weights: a format to quantize to, by `method`; the run's own recipe if None. at: precision of all but the
-    weights, the run's own if None. step: a checkpoint on the way, the end if None. dtype: of what is not quantized. license: an
-    identifier of Hugging Face's list."""
+    weights, the run's own if None. step: a checkpoint on the way, the end if None. dtype: of what is not quantized.
+    license: an identifier of Hugging Face's list."""
 
     weights: str | None = None
     method: str = "rtn"
@@ -97,7 +97,8 @@ def plan_export(folder: Path, asked: Asked) -> Plan:
     came = Came.of(found.directory) if asked.weights is None else None
     activations = cells_of(run.recipe, layers, "a")
     weights: Cells = dict.fromkeys(activations, quantizations[0]) if quantizations else {}
-    schemes = schemes_of(weights or cells_of(run.recipe, layers, "w"), activations)
+    half = asked.dtype == "bfloat16"
+    schemes = schemes_of(weights or cells_of(run.recipe, layers, "w"), activations, half)
     if came is not None:
         config |= {"quantization_config": came.quantization_config}
     elif schemes:
@@ -161,7 +162,7 @@ def _tensors(plan: Plan, params: Any, stored: dict[str, np.ndarray]) -> Iterator
             for projection, matrix in split(model, site, values).items():
                 if linear(layer, projection) not in quantized:
                     yield f"{linear(layer, projection)}.weight", matrix.astype(dtype)
-    yield from stored.items()
+    yield from sorted(stored.items())
 
 
 def _write_others(plan: Plan, folder: Path, more: dict[str, Any]) -> None:

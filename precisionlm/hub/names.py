@@ -111,11 +111,9 @@ def parameters(
                     )
             values.append(joined(model, site, parts))
         blocks.setdefault(PART[site], {})[site] = {"w": np.stack(values)}
-    size: dict[tuple[str, ...], int] = {
-        ("attention", "q_norm"): _heads(model)[2],
-        ("attention", "k_norm"): _heads(model)[2],
-    }
-    size |= {("attention", "out_norm"): model.heads * _heads(model)[2], ("mlp", "down_norm"): model.mlp_width}
+    H = _heads(model)[2]
+    size: dict[tuple[str, ...], int] = {("attention", "q_norm"): H, ("attention", "k_norm"): H}
+    size |= {("attention", "out_norm"): model.heads * H, ("mlp", "down_norm"): model.mlp_width}
     for path, name in gains(model).items():
         scale_LD = np.stack([of(f"{linear(layer, name)}.weight", (size.get(path, D),)) for layer in layers])
         _at(blocks, path[:-1])[path[-1]] = {"scale": scale_LD}

@@ -41,15 +41,16 @@ def cells_of(recipe: Recipe, layers: int, operand: str) -> Cells:
     return {(layer, site): table[site][operand][layer] for site in BLOCK_LINEAR for layer in range(layers)}
 
 
-def schemes_of(weights: Cells, activations: Cells) -> dict[tuple[int, str], Scheme]:
-    """layer, site → how its weight is stored; those that are not quantized are absent. Raises UserError for a format
-    without a layout."""
+def schemes_of(weights: Cells, activations: Cells, short: bool) -> dict[tuple[int, str], Scheme]:
+    """layer, site → how its weight is stored; those that are not quantized are absent. short: scales that are bfloat16
+    numbers are stored as such, in which readers then multiply. Raises UserError for a format without a layout."""
     found = {}
     for cell, quantization in weights.items():
         if quantization is not None:
             dynamic = dynamic_activations(activations.get(cell))
             int8 = dynamic is not None and dynamic["type"] == "int"
-            found[cell] = Scheme(layout_of(quantization, int8), dynamic)
+            layout = layout_of(quantization, int8)
+            found[cell] = Scheme(replace(layout, short=layout.short and short), dynamic)
     return found
 
 
@@ -89,7 +90,7 @@ def trained_weights(run: Run, params: Any) -> Iterator[tuple[int, str, jax.Array
 
 
 @partial(jax.jit, static_argnames=("scaling",))
-def rounded(w: jax.Array, log_extent: jax.Array | None, scaling: Scaling, grid: Grid) -> tuple[jax.Array, jax.Array]:
+def rounded(w: jax.Array, learned: jax.Array | None, scaling: Scaling, grid: Grid) -> tuple[jax.Array, jax.Array]:
     """(values, scales) of a weight [in, …] under a recipe's scaling, under those that are trained
     (`precision.learned`) where there are any."""
     y, extent = w.astype(jnp.float32), None

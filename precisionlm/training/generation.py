@@ -120,7 +120,7 @@ def continued(
         raise UserError(f"{folder} is not the directory of a finished run")
     given = [] if recipe is None else ["--precision.recipe", recipe, "--precision.execution", "simulated"]
     one = ["--mesh.replica", "1", "--mesh.fsdp", "1", "--mesh.tensor", "1"]
-    asked = request(folder, [*given, *one])
+    asked = request(folder, [*given, *one], jax.devices()[:1])
     run, directory = asked.run, asked.directory
     tokenizer = load_tokenizer(run.dataset.path / TOKENIZER_FILE)
     tokens = [run.dataset.meta.eos_id, *tokenizer.encode(prompt).ids]
