@@ -20,7 +20,7 @@ def add_hub(verbs: Any) -> None:
         "Weights are stored as its recipe quantizes them, or as --weights says, in layouts of compressed-tensors.",
         "precisionlm export runs/0123456789ab --out exported --method gptq --weights W4-g128",
     )
-    export.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    export.add_argument("folder", type=Path, metavar="RUN", help="a run directory")
     export.add_argument("--out", type=Path, required=True, help="folder to make")
     export.add_argument("--weights", metavar="FORMAT", help="W4, W4-g128, e4m3fn, mxfp4, …; as trained if absent")
     export.add_argument("--method", default="rtn", help="by which, as for ptq: rtn, gptq, awq, also +mse, +qep, +seq")
@@ -64,7 +64,7 @@ def add_hub(verbs: Any) -> None:
         "Continue a text by a finished run, at the precision of its recipe, with a cache of keys and values.",
         'precisionlm generate runs/0123456789ab --prompt "def main(" --temperature 0.8 --top-k 40',
     )
-    generate.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    generate.add_argument("folder", type=Path, metavar="RUN", help="a run directory")
     generate.add_argument("--prompt", default="", help="text to continue; the start of a document if absent")
     generate.add_argument("--tokens", type=int, default=64, help="at most so many new ones (64)")
     generate.add_argument("--temperature", type=float, default=1.0, help="0: always the likeliest token")
@@ -86,10 +86,10 @@ def _export(args: argparse.Namespace) -> int:
         calibration = Calibration(args.calibration, args.seed)
         asked = Asked(args.weights, args.method, args.at, args.step, calibration, args.dtype, args.license)
         if args.dry_run:
-            found = plan_export(args.run, asked).summary
+            found = plan_export(args.folder, asked).summary
         else:
             with reporting("export") as report:
-                found = export(args.run, args.out, asked, partial(report, 0.0), interrupted)
+                found = export(args.folder, args.out, asked, partial(report, 0.0), interrupted)
     if args.json:
         print(dumps(found))
         return DONE
@@ -135,7 +135,7 @@ def _generate(args: argparse.Namespace) -> int:
 
         _check_seed(args.seed)
         sampling = Sampling(args.tokens, args.temperature, args.top_k, args.seed)
-        found = continued(args.run, args.prompt, sampling, args.at, interrupted)
+        found = continued(args.folder, args.prompt, sampling, args.at, interrupted)
     print(dumps(found) if args.json else found["prompt"] + found["text"])
     return DONE
 

@@ -36,6 +36,7 @@ from precisionlm.ptq.blocks import PART
 from precisionlm.ptq.calibration import Calibration
 from precisionlm.ptq.points import Steps, columns
 from precisionlm.storage.result import Result
+from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.run import Run
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BF16}
@@ -87,6 +88,9 @@ def plan_export(folder: Path, asked: Asked) -> Plan:
         raise UserError(f"dtype {asked.dtype}; valid: {', '.join(DTYPES)}")
     if asked.weights is None and (asked.method != "rtn" or asked.at is not None):
         raise UserError("a method and --at are for weights in another format: give --weights, such as W4-g128")
+    result = Result.read(RunDirectory.at(folder))
+    if result is None or result.status != "done":
+        raise UserError(f"{folder} is not the directory of a finished run")
     quantizations = [ptq.weight_quantization(asked.weights)] if asked.weights else []
     steps: Steps = "last" if asked.step is None else (asked.step,)
     options = ptq.Options(steps, asked.at, asked.calibration)

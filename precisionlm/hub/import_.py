@@ -132,15 +132,15 @@ def plan_import(
 def import_model(found: Imported, out: Path) -> RunDirectory:
     """Make the run directory `out`/<run id>, or leave it where it is complete. Raises UserError."""
     run, directory = found.run, RunDirectory(out, found.run.run_id)
+    if Result.read(directory) is not None:
+        return directory
+    params, placed = _params(found), abstract_state(run.program)["params"]
     directory.create()
     with claim(directory):
-        if Result.read(directory) is not None:
-            return directory
         directory.write_text("config.yaml", to_yaml(run.experiment))
         directory.write_json(RECORD, {"source": str(found.folder.resolve()), "config": found.config})
         if found.quantization:
             Came.keep(directory, found.tensors)
-        params, placed = _params(found), abstract_state(run.program)["params"]
         state = {"params": jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, placed)}
         e = run.experiment
         with Checkpoints(folder_of(directory, e.checkpoint), e.checkpoint) as checkpoints:
