@@ -17,6 +17,7 @@ from precisionlm.ptq.evaluate import bound_to, weight_quantization
 from precisionlm.ptq.rtn import round_to_nearest
 from precisionlm.storage.checkpoint import restore_params
 from precisionlm.training.finished import evaluate_finished, request
+from precisionlm.training.generation import Sampling, generate
 from precisionlm.training.step import abstract_state
 
 from .conftest import MODELS
@@ -99,7 +100,7 @@ def test_weights_are_ours_bit_for_bit(make_run, tmp_path, weights):
 
 
 def test_nvfp4_is_read(make_run, tmp_path):
-    """The reader computes in bfloat16; codes and scales are exact (test_layouts), values within its rounding."""
+    """The reader computes in bfloat16, so values are within its rounding; its codes and scales are ours."""
     folder = make_run(layers=1)
     export(folder, tmp_path / "out", Asked("nvfp4"))
     read = read_by_transformers(
@@ -108,7 +109,15 @@ def test_nvfp4_is_read(make_run, tmp_path):
     run, params = restored(folder)
     params = round_to_nearest(params, *bound_to(run.experiment, weight_quantization("nvfp4")))
     found = read.model.layers[0].mlp.down_proj.weight.detach().float().numpy().T
-    np.testing.assert_allclose(found, params["blocks"]["mlp"]["down"]["w"][0], rtol=2**-7, atol=1e-6)
+    right = np.asarray(params["blocks"]["mlp"]["down"]["w"][0])
+    np.testing.assert_allclose(found, right, rtol=2**-7, atol=1e-6)
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+    from safetensors.torch import load_file
+
+    stored, name = load_file(tmp_path / "out" / "model.safetensors"), "model.layers.0.mlp.down_proj"
+    codes = unpack_fp4_from_uint8(stored[f"{name}.weight_packed"], 64, 96, torch.float32).numpy()
+    scales = stored[f"{name}.weight_scale"].float().numpy() / stored[f"{name}.weight_global_scale"].numpy()
+    np.testing.assert_allclose((codes * np.repeat(scales, 16, axis=1)).T, right, rtol=3e-7)
 
 
 def test_recipes_of_sites_are_read(make_run, tmp_path):
@@ -139,6 +148,19 @@ def test_generation_and_tokenizer(make_run, tmp_path):
     prompt = torch.tensor(TOKENS[:1, :5]).long()
     said = read.generate(prompt, max_new_tokens=6, do_sample=False)
     assert said.shape[1] in range(6, 12) and tokenizer.decode(said[0])
+    ours = make_run("W4-g32")  # at which the same weights are what was exported
+    run, params = restored(ours)
+    assert generate(run, params, TOKENS[0, :5].tolist(), Sampling(6, temperature=0.0)) == said[0, 5:].tolist()
+
+
+def test_a_bfloat16_model_is_read(make_run, tmp_path):
+    folder = make_run(layers=1)
+    export(folder, tmp_path / "out", Asked("int4/g32/sbf16", dtype="bfloat16"))
+    read = read_by_transformers(tmp_path / "out", "bfloat16")
+    run, params = restored(folder)
+    params = round_to_nearest(params, *bound_to(run.experiment, weight_quantization("int4/g32/sbf16")))
+    ours = run.program.transformer().clone(dtype="bfloat16").apply({"params": params}, TOKENS, run.grids)
+    assert np.abs(theirs(read) - np.asarray(ours)).max() < 0.1 * float(ours.std())
 
 
 def saved_by_transformers(kind, folder, tokens_folder, **keys):

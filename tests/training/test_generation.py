@@ -27,21 +27,21 @@ def prepared(tokens_folder, recipe="bf16", **model):
 
 ROPE = {"factor": 8.0, "original_length": 16}
 CASES = [
-    ("bf16", {}),
+    pytest.param("bf16", {}, marks=pytest.mark.long),
     ("bf16", {"qk_norm": True, "projection_norm": True, "tie_embeddings": True, "head_size": 16, "rope_scaling": ROPE}),
     ("W4A8KV4", {}),
-    ("W4,KV=int3/g4,Q=int8,S=uint8", {}),
-    ("mxfp4@head:W8A8@embed:W8", {}),
+    pytest.param("W4,KV=int3/g4,Q=int8,S=uint8", {}, marks=pytest.mark.long),
+    pytest.param("mxfp4@head:W8A8@embed:W8", {}, marks=pytest.mark.long),
 ]
 
 
 @pytest.mark.parametrize(("recipe", "model"), CASES, ids=str)
 def test_a_cache_changes_no_logit(tokens_folder, recipe, model):
     run, params = prepared(tokens_folder, recipe, **model)
-    tokens = jax.random.randint(jax.random.key(1), (2, 32), 1, 97)
+    tokens = jax.random.randint(jax.random.key(1), (1, 32), 1, 97)
     whole = np.asarray(jax.jit(run.program.transformer().apply)({"params": params}, tokens, run.grids))
-    step, state, found = following(run.program), empty_cache(run.program, 32, 2), []
-    for part in (tokens[:, :9], *(tokens[:, i : i + 1] for i in range(9, 32))):
+    step, state, found = following(run.program), empty_cache(run.program, 32), []
+    for part in (tokens[:, :3], *(tokens[:, i : i + 1] for i in range(3, 32))):
         logits, state = step(params, state, part, run.grids)
         found.append(np.asarray(logits))
     assert np.std(whole) > 0.05
@@ -52,7 +52,7 @@ def test_a_cache_changes_no_logit(tokens_folder, recipe, model):
 
 
 def test_the_likeliest_tokens_are_those_of_the_full_pass(tokens_folder):
-    run, params = prepared(tokens_folder, "W4A8KV8")
+    run, params = prepared(tokens_folder, "W4A8KV4")
     prompt, apply = [0, 5, 9], jax.jit(run.program.transformer().apply)
     sampling = Sampling(tokens=6, temperature=0.0)
     found, text = generate(run, params, prompt, sampling), list(prompt)
