@@ -1,17 +1,17 @@
 """The experiment: one typed frozen tree. Strict YAML in, canonical YAML out."""
 
 import json
-import re
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from precisionlm import yaml_text
 from precisionlm.errors import UserError, nearest
 from precisionlm.precision.recipe import parse_recipe
+from precisionlm.yaml_text import read_yaml
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -228,55 +228,9 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Experiment:
     return build(apply_overrides(read_yaml(path), overrides or []), str(path))
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML 1.1, but 1e-3 is a number as everybody writes it, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key_node.value}' is given twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-_FLOAT_TAG = "tag:yaml.org,2002:float"
-_UniqueKeys.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in pairs if tag != _FLOAT_TAG]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_UniqueKeys.add_implicit_resolver(
-    _FLOAT_TAG,
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\.(inf|nan))$"),
-    list("-+.0123456789"),
-)
-
-
-class _AsRead(yaml.SafeDumper):
-    """Quotes a text that our reader would take for a number, such as the hash 3723808099e1."""
-
-
-_AsRead.yaml_implicit_resolvers = _UniqueKeys.yaml_implicit_resolvers
-
-
 def to_yaml(experiment: Experiment) -> str:
     """Canonical YAML: every key, in the tree's order."""
-    return yaml.dump(experiment.model_dump(), Dumper=_AsRead, sort_keys=False)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping from a file. Raises UserError."""
-    try:
-        tree = yaml.load(Path(path).read_text(), _UniqueKeys)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: must be a mapping of sections, such as 'model: {{layers: 2, …}}'")
-    return tree
+    return yaml_text.dump(experiment.model_dump())
 
 
 _TEXTS = ("recipe", "path", "name", "weights_from", "folder")  # taken as they are (1e5 is a name too), but for null
@@ -295,7 +249,7 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise UserError(f"override {flag}: '{parent}' is no section")
-        node[key] = value if key in _TEXTS and value != "null" else yaml.load(value, _UniqueKeys)
+        node[key] = value if key in _TEXTS and value != "null" else yaml_text.parse(value)
     return tree
 
 
