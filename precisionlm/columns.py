@@ -136,6 +136,12 @@ COLUMNS: tuple[Column, ...] = (
     Column("sequence_length", "int", "tokens per sequence (count)"),
     Column("steps", "int", "optimizer steps done, skipped ones included"),
     Column("skipped_steps", "int", "of the steps, those without a finite gradient, whose update was skipped (on_nan)"),
+    Column(
+        "stated_by_others",
+        "str",
+        "of an imported model: the columns that its maker states (or that follow from those), not measured here; what "
+        "nobody states is empty. Else empty",
+    ),
     Column("weights_from", "str", "run whose weights this one began with (its tokens are not in D_tokens); else empty"),
     Column("branch_from", "str", "run whose state of a shared trunk (wsd) this one began from; empty: fresh weights"),
     Column("branch_steps", "int", "of the steps, those taken over from that run"),

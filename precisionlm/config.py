@@ -1,17 +1,17 @@
 """The experiment: one typed frozen tree. Strict YAML in, canonical YAML out."""
 
 import json
-import re
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from precisionlm import yaml_text
 from precisionlm.errors import UserError, nearest
 from precisionlm.precision.recipe import parse_recipe
+from precisionlm.yaml_text import read_yaml
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -20,6 +20,24 @@ class Section(BaseModel):
     """A part of the tree: frozen, unknown keys are errors, no silent conversion of types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class RopeScaling(Section):
+    """Llama 3's stretch of the rotary embedding to longer texts (`model.attention.frequencies`)."""
+
+    factor: float = Field(ge=1, description="slow rotations are slower by it")
+    low_frequency_factor: float = Field(1.0, gt=0, description="turns in original_length below which all of it counts")
+    high_frequency_factor: float = Field(4.0, gt=0, description="turns in original_length above which none does")
+    original_length: int = Field(8192, ge=1, description="tokens per sequence that it stretches")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low_frequency_factor >= self.high_frequency_factor:
+            raise ValueError(
+                f"low_frequency_factor {self.low_frequency_factor:g} must be below high_frequency_factor "
+                f"{self.high_frequency_factor:g}"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -36,6 +54,7 @@ class ModelConfig(Section):
     qk_norm: bool = Field(False, description="RMSNorm of queries and keys per head")
     projection_norm: bool = Field(False, description="another RMSNorm before out and down (BitNet style, Kumar et al.)")
     rope_base: float = Field(10000.0, gt=0)
+    rope_scaling: RopeScaling | None = Field(None, description="Llama 3's, for longer texts; none if absent")
     norm_epsilon: float = Field(1e-6, gt=0)
     init_std: float = Field(0.02, gt=0, description="of weights; out and down are divided by sqrt(2 layers)")
 
@@ -115,6 +134,11 @@ class TrainingConfig(Section):
         None,
         pattern=r"(^|/)[0-9a-f]{12}/*$",
         description="finished run directory, under its run id, whose weights to begin with",
+    )
+    imported: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{12}$",
+        description="hash of weights that came from elsewhere (`precisionlm import`); such a run is never trained",
     )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of activations; weights are float32")
     eval_tokens: int = Field(1_000_000, ge=1, description="validation tokens; fewer if the split is smaller")
@@ -199,53 +223,14 @@ class Experiment(Section):
         return self.training.steps * self.batch_tokens
 
 
-def to_yaml(experiment: Experiment) -> str:
-    """Canonical YAML: every key, in the tree's order."""
-    return yaml.safe_dump(experiment.model_dump(), sort_keys=False)
-
-
 def load(path: str | Path, overrides: list[str] | None = None) -> Experiment:
     """Read an experiment from YAML and apply `--a.b value` overrides. Raises UserError with file and key path."""
     return build(apply_overrides(read_yaml(path), overrides or []), str(path))
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML 1.1, but 1e-3 is a number as everybody writes it, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key_node.value}' is given twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-_FLOAT_TAG = "tag:yaml.org,2002:float"
-_UniqueKeys.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in pairs if tag != _FLOAT_TAG]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_UniqueKeys.add_implicit_resolver(
-    _FLOAT_TAG,
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\.(inf|nan))$"),
-    list("-+.0123456789"),
-)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping from a file. Raises UserError."""
-    try:
-        tree = yaml.load(Path(path).read_text(), _UniqueKeys)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: must be a mapping of sections, such as 'model: {{layers: 2, …}}'")
-    return tree
+def to_yaml(experiment: Experiment) -> str:
+    """Canonical YAML: every key, in the tree's order."""
+    return yaml_text.dump(experiment.model_dump())
 
 
 _TEXTS = ("recipe", "path", "name", "weights_from", "folder")  # taken as they are (1e5 is a name too), but for null
@@ -264,7 +249,7 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise UserError(f"override {flag}: '{parent}' is no section")
-        node[key] = value if key in _TEXTS and value != "null" else yaml.load(value, _UniqueKeys)
+        node[key] = value if key in _TEXTS and value != "null" else yaml_text.parse(value)
     return tree
 
 

@@ -95,8 +95,8 @@ def _scales_over_tokens(recipe: Recipe) -> bool:
 
 def former_id(experiment: Experiment, dataset_hash: str) -> str:
     """The run id of schema 1, by which run directories made before are recognized."""
-    exclude = _NOT_IN_IDENTITY | {"training": {"unroll", "deterministic"}}
-    tree = experiment.model_dump(exclude=exclude)
+    later = {"training": {"unroll", "deterministic", "imported"}, "model": {"rope_scaling"}}  # keys it did not have
+    tree = experiment.model_dump(exclude=_NOT_IN_IDENTITY | later)
     tree["data"]["path"] = dataset_hash
     if experiment.training.weights_from is not None:
         tree["training"]["weights_from"] = Path(experiment.training.weights_from).name

@@ -22,6 +22,13 @@ def test_canonical_yaml_reads_back(config_file):
     assert to_yaml(build(yaml.safe_load(to_yaml(experiment)), "again")) == to_yaml(experiment)
 
 
+@pytest.mark.parametrize("text", ["3723808099e1", "123456789012", "1e5", "null", "0x1f"])
+def test_texts_that_look_like_numbers_read_back(config_file, tmp_path, text):
+    experiment = load(config_file).model_copy(update={"name": text})
+    (tmp_path / "canonical.yaml").write_text(to_yaml(experiment))
+    assert load(tmp_path / "canonical.yaml") == experiment
+
+
 def test_overrides_and_scientific_notation(config_file):
     experiment = load(config_file, ["--training.steps", "50", "--optimizer.learning_rate=1e-3"])
     assert (experiment.training.steps, experiment.optimizer.learning_rate) == (50, 1e-3)

@@ -70,6 +70,7 @@ def test_what_decides_the_result_is_in_the_id(tree):
     words += ["--model.kv_heads 4", "--precision.backward unquantized", "--optimizer.warmup_steps 2"]
     words += ["--optimizer.depth_scale 8", "--training.on_nan skip", "--training.dtype bfloat16"]
     words += ["--precision.recipe W4@down:A8", "--precision.recipe W=int4/mse,A8", "--precision.recipe bf16"]
+    words += ["--training.imported 0123456789ab", "--model.rope_scaling.factor 8"]
     found = {identity(tree, w) for w in words} | {run_id(of(tree), "other data")}
     assert len(found) == len(words) + 1
 

@@ -10,17 +10,29 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up. A name is a room or one file of it; the longest that fits a module says where it stands.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "json_text", "progress", "columns", "expressions", "analysis.table"),
+    ("errors", "json_text", "yaml_text", "progress", "columns", "expressions", "analysis.table"),
     ("precision", "cluster", "analysis.laws"),
     ("config", "identity", "analysis.table.read", "analysis.table.symbols", "analysis.fitting"),
     ("data", "model", "storage", "analysis.decisions"),
     ("training", "analysis.figures"),
-    ("compiling", "packing", "ptq", "analysis.report"),
+    ("compiling", "packing", "ptq", "hub", "analysis.report"),
     ("sweep", "bench"),
     ("cli",),
 )
 ONLY_HERE = {"aqt": ("precision/dot_general.py",), "orbax": ("storage/checkpoint.py",)}
-NOT_IN_ANALYSIS = ("training", "model", "data", "sweep", "ptq", "storage", "cluster", "compiling", "cli", "bench")
+NOT_IN_ANALYSIS = (
+    "training",
+    "model",
+    "data",
+    "sweep",
+    "ptq",
+    "storage",
+    "cluster",
+    "compiling",
+    "cli",
+    "bench",
+    "hub",
+)
 
 
 def modules() -> dict[str, Path]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from precisionlm.cli.data import add_data
+from precisionlm.cli.hub import add_hub
 from precisionlm.cli.ptq import add_ptq
 from precisionlm.cli.sweep import add_sweep
 from precisionlm.cli.tools import add_tools
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_data(verbs)
     add_training(verbs)
     add_ptq(verbs)
+    add_hub(verbs)
     add_sweep(verbs)
 
     table = add_verb(

@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from precisionlm.config import ModelConfig
+from precisionlm.config import ModelConfig, RopeScaling
+from precisionlm.model import cache
 from precisionlm.model.linear import Linear, RMSNorm
 from precisionlm.model.placement import UNPLACED, Placement
 from precisionlm.precision.binding import Grids, Structure
@@ -17,11 +18,24 @@ from precisionlm.precision.dot_general import dot_general
 from precisionlm.precision.quantize import fake_quantize
 
 
-def rotary_tables(time: int, head_size: int, base: float) -> tuple[jax.Array, jax.Array]:
-    """cos and sin [T, H / 2] of the rotary position embedding (Su et al. 2021, arXiv:2104.09864)."""
-    frequency = base ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
-    angle = jnp.arange(time, dtype=jnp.float32)[:, None] * frequency
+def rotary_tables(position_T: jax.Array, model: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """cos and sin [T, H / 2] of the rotary embedding (Su et al. 2021, arXiv:2104.09864) at positions, float32."""
+    head_size = model.head_size or model.width // model.heads
+    angle = position_T[:, None] * frequencies(head_size, model.rope_base, model.rope_scaling)
     return jnp.cos(angle), jnp.sin(angle)
+
+
+def frequencies(head_size: int, base: float, scaling: RopeScaling | None = None) -> jax.Array:
+    """Radians per position of each pair, [H / 2], falling. scaling: Llama 3's (Grattafiori et al. 2024,
+    arXiv:2407.21783, as its reference code has it): those that turn seldom in the original length are divided by the
+    factor, those that turn often stay, and between the two it is a line."""
+    frequency = base ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
+    if scaling is None:
+        return frequency
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    turns = scaling.original_length * frequency / (2 * jnp.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequency * (kept + (1 - kept) / scaling.factor)
 
 
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -62,7 +76,9 @@ class Attention(nn.Module):
             q_BTNH = RMSNorm(m.norm_epsilon, name="q_norm")(q_BTNH)
             k_BTKH = RMSNorm(m.norm_epsilon, name="k_norm")(k_BTKH)
         q_BTNH, k_BTKH = rotate(q_BTNH, tables), rotate(k_BTKH, tables)
-        if self.kernel == "cudnn" and self._fusible():
+        if self.has_variable(cache.COLLECTION, "keys"):
+            o_BTNH = self._after_others(q_BTNH, k_BTKH, v_BTKH, grids, key)
+        elif self.kernel == "cudnn" and self._fusible():
             q_BTNH, k_BTKH, v_BTKH = (
                 self._quantized(name, value, grids, key)
                 for name, value in (("q", q_BTNH), ("k", k_BTKH), ("v", v_BTKH))
@@ -82,19 +98,17 @@ class Attention(nn.Module):
         operands = self.structure.site("attention")
         return "p" not in operands and (not operands or self.structure.backward == "quantized")
 
-    def _explicit(self, q_BTNH, k_BSKH, v_BSKH, grids, key):
-        B, T, N, H = q_BTNH.shape
-        K = k_BSKH.shape[2]
-        own = grids.get("attention", {})
-        score = dot_general(self.structure, "attention", own, key, operands=("q", "k"))
-        mix = dot_general(self.structure, "attention", own, key, operands=("p", "v"), rhs_axis=3)
-        q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-        per_head = ((0, 2), (0, 2))
-        logits_BKTGS = score(q_BTKGH, k_BSKH, (((4,), (3,)), per_head), preferred_element_type=jnp.float32)
-        causal_T1S = jnp.tril(jnp.ones((T, T), bool))[:, None]
-        p_BKTGS = jax.nn.softmax(jnp.where(causal_T1S, logits_BKTGS * H**-0.5, -jnp.inf), axis=-1).astype(v_BSKH.dtype)
-        o_BKTGH = mix(p_BKTGS, v_BSKH, (((4,), (1,)), ((0, 1), (0, 2))))
-        return o_BKTGH.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
+    def _after_others(self, q_BTNH, k_BTKH, v_BTKH, grids, key):
+        """Attention of tokens that follow those in the cache, which they join. Keys and values are kept as they enter
+        the products, so both come quantized."""
+        k_BTKH, v_BTKH = (self._quantized(name, x, grids, key) for name, x in (("k", k_BTKH), ("v", v_BTKH)))
+        keys, values, visible_TS = cache.join(self, k_BTKH, v_BTKH)
+        return _attend(cache.rest(self.structure), q_BTNH, keys, values, visible_TS, grids, key)
+
+    def _explicit(self, q_BTNH, k_BTKH, v_BTKH, grids, key):
+        T = q_BTNH.shape[1]
+        causal_TS = jnp.tril(jnp.ones((T, T), bool))
+        return _attend(self.structure, q_BTNH, k_BTKH, v_BTKH, causal_TS, grids, key)
 
     def _quantized(self, operand, x, grids, key):
         """x as the recipe has this operand; scales along the last axis."""
@@ -103,3 +117,19 @@ class Attention(nn.Module):
             return x
         grid = grids["attention"][operand]
         return fake_quantize(x, -1, scaling, grid, f"attention.{operand}", key)
+
+
+def _attend(structure, q_BTNH, k_BSKH, v_BSKH, visible_TS, grids, key):
+    """Both products, a query seeing what is visible to its time step."""
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    own = grids.get("attention", {})
+    score = dot_general(structure, "attention", own, key, operands=("q", "k"))
+    mix = dot_general(structure, "attention", own, key, operands=("p", "v"), rhs_axis=3)
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    per_head = ((0, 2), (0, 2))
+    logits_BKTGS = score(q_BTKGH, k_BSKH, (((4,), (3,)), per_head), preferred_element_type=jnp.float32)
+    visible_T1S = visible_TS[:, None]
+    p_BKTGS = jax.nn.softmax(jnp.where(visible_T1S, logits_BKTGS * H**-0.5, -jnp.inf), axis=-1).astype(v_BSKH.dtype)
+    o_BKTGH = mix(p_BKTGS, v_BSKH, (((4,), (1,)), ((0, 1), (0, 2))))
+    return o_BKTGH.transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)

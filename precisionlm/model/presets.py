@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from precisionlm.config import Experiment, ModelConfig, OptimizerConfig, apply_overrides, build, read_yaml
+from precisionlm.config import Experiment, ModelConfig, OptimizerConfig, apply_overrides, build
 from precisionlm.errors import UserError, nearest
+from precisionlm.yaml_text import read_yaml
 
 DOLMA_VOCABULARY, OLMO2_VOCABULARY = 50_304, 100_352
 

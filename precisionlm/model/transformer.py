@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from precisionlm.config import ModelConfig
+from precisionlm.model import cache
 from precisionlm.model.attention import Attention, rotary_tables
 from precisionlm.model.linear import Linear, RMSNorm, largest_magnitude, linear
 from precisionlm.model.placement import UNPLACED, Placement
@@ -109,7 +110,7 @@ class Transformer(nn.Module):
             block = nn.remat(Block, prevent_cse=self.unroll >= m.layers, policy=_REMAT[self.remat])
         self.blocks = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, cache.COLLECTION: 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast),
             length=m.layers,
@@ -128,7 +129,7 @@ class Transformer(nn.Module):
         """Everything before the head: tokens_BT → x_BTD. key: for stochastic rounding, new every step."""
         m = self.model
         x_BTD = self.embedded(tokens_BT, grids, key)
-        tables = rotary_tables(tokens_BT.shape[1], m.head_size or m.width // m.heads, m.rope_base)
+        tables = rotary_tables(cache.positions(self, tokens_BT.shape[1]), m)
         keys_L = None if key is None else jax.random.split(key, m.layers)
         x_BTD, _ = self.blocks(x_BTD, packed_grids(grids, m.layers), keys_L, tables)
         return self.final_norm(x_BTD)

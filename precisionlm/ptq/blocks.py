@@ -53,8 +53,7 @@ def part(program: Program, name: str, layer: Any, x_BTD: jax.Array, grids: Packe
 
 
 def _tables(program: Program, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    m = program.model
-    return rotary_tables(x_BTD.shape[1], m.head_size or m.width // m.heads, m.rope_base)
+    return rotary_tables(jnp.arange(x_BTD.shape[1], dtype=jnp.float32), program.model)
 
 
 def of_layer(grids: Grids, layers: int, layer: int) -> PackedGrids:

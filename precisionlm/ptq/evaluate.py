@@ -17,15 +17,15 @@ from precisionlm.precision.scaling import LEARNED
 from precisionlm.ptq.calibration import Calibration
 from precisionlm.ptq.method import Method, parse_method
 from precisionlm.ptq.points import Point, Steps, columns, points
-from precisionlm.ptq.rtn import round_to_nearest
-from precisionlm.ptq.walk import quantize_blocks
+from precisionlm.ptq.rtn import round_to_nearest, weights_and_scales
+from precisionlm.ptq.walk import OnWeight, quantize_blocks
 from precisionlm.storage.checkpoint import restore_params
 from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import evaluate
 from precisionlm.training.finished import request
 from precisionlm.training.run import Run, record_evaluation
-from precisionlm.training.step import abstract_state, bound
+from precisionlm.training.step import Program, abstract_state, bound
 
 
 def weight_quantization(text: str) -> Quantization:
@@ -169,15 +169,12 @@ def _quantize_point(
     interrupted: Callable[[], bool],
 ) -> None:
     run, evaluated, directory = planned.run, planned.evaluated, planned.directory
-    needed = abstract_state(run.program)["params"]
-    _, params = restore_params(point.folder, needed, None if point.end else point.step)
+    params = params_at(planned, point)
     of_point, batches = columns(run, directory, point), run.validation_batches()
     where = f"{run.recipe}" + ("" if point.end else f" after {point.step} steps")
     if not point.end:
         _evaluate_unquantized(planned, point, params, of_point, interrupted)
-    program = replace(evaluated.program, structure=plain_weights(evaluated.program.structure))
-    params = part_of(params, abstract_state(program)["params"])
-    grids = grids_within(evaluated.grids, program.structure)
+    program, grids = without_weights(evaluated)
 
     def on_layer(said: str, layer: int) -> None:
         progress(f"{said}, layer {layer + 1} of {program.model.layers}")
@@ -187,16 +184,44 @@ def _quantize_point(
     for quantization in quantizations:
         said = f"{where} → {planned.method} {quantization}"
         progress(said)
-        bound_here, more = planned.quantizations[quantization], of_point | planned.settings
-        if planned.method.calibrates:
-            text = planned.calibration.batches(evaluated)
-            found = quantize_blocks(program, params, text, grids, *bound_here, planned.method, partial(on_layer, said))
-            rounded, more = found.params, more | planned.calibration.columns(evaluated)
-            more |= {"ptq_damping": found.damping, "ptq_fallbacks": " ".join(found.fallbacks)}
-        else:
-            rounded = round_to_nearest(params, *bound_here, planned.method.searched)
+        rounded, more = quantized(planned, params, quantization, partial(on_layer, said))
+        more = of_point | planned.settings | more
         measured = evaluate(program, rounded, batches, grids, interrupted)
         record(directory, str(planned.method), quantization, measured, planned.more(point), more)
+
+
+def params_at(planned: Planned, point: Point) -> Any:
+    """The weights of a run's point, as they were trained. Raises UserError."""
+    needed = abstract_state(planned.run.program)["params"]
+    return restore_params(point.folder, needed, None if point.end else point.step)[1]
+
+
+def without_weights(run: Run) -> tuple[Program, Grids]:
+    """A run's program and grids for weights of the blocks' linear layers that come quantized."""
+    program = replace(run.program, structure=plain_weights(run.program.structure))
+    return program, grids_within(run.grids, program.structure)
+
+
+def quantized(
+    planned: Planned,
+    params: Any,
+    quantization: Quantization,
+    on_layer: Callable[[int], None] = lambda layer: None,
+    on_weight: OnWeight | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Weights after quantization, for `without_weights`' program, and the columns that say how it went. on_weight is
+    told of every weight (`walk.OnWeight`)."""
+    program, grids = without_weights(planned.evaluated)
+    params, bound_here = part_of(params, abstract_state(program)["params"]), planned.quantizations[quantization]
+    if planned.method.calibrates:
+        text = planned.calibration.batches(planned.evaluated)
+        found = quantize_blocks(program, params, text, grids, *bound_here, planned.method, on_layer, on_weight)
+        went = {"ptq_damping": found.damping, "ptq_fallbacks": " ".join(found.fallbacks)}
+        return found.params, planned.calibration.columns(planned.evaluated) | went
+    if on_weight:
+        for weight in weights_and_scales(params, *bound_here, planned.method.searched):
+            on_weight(*weight)
+    return round_to_nearest(params, *bound_here, planned.method.searched), {}
 
 
 def _evaluate_unquantized(

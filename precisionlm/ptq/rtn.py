@@ -1,5 +1,6 @@
 """Round-to-nearest post-training quantization of the weights of the blocks' linear layers."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 from precisionlm.precision.binding import Grids, Structure
 from precisionlm.precision.formats import Grid, round_to_grid
 from precisionlm.precision.quantize import block_hadamard
+from precisionlm.precision.recipe import BLOCK_LINEAR
 from precisionlm.precision.scaling import Scaling
+from precisionlm.ptq.blocks import PART
 from precisionlm.ptq.scales import weight_scales
 
 
@@ -25,6 +28,18 @@ def round_to_nearest(params: Any, structure: Structure, grids: Grids, searched: 
         return jax.vmap(lambda w, grid: rounded(w, scaling, grid, searched))(jnp.asarray(leaf), grids[site]["w"])
 
     return jax.tree_util.tree_map_with_path(one, params)
+
+
+def weights_and_scales(
+    params: Any, structure: Structure, grids: Grids, searched: bool
+) -> Iterator[tuple[int, str, jax.Array, jax.Array]]:
+    """(layer, site, values, scales) of what `round_to_nearest` makes, both [in, …]."""
+    for site in BLOCK_LINEAR:
+        scaling = structure.site(site)["w"]
+        for layer, w in enumerate(params["blocks"][PART[site]][site]["w"]):
+            grid = jax.tree.map(lambda g, i=layer: jnp.asarray(g[i]), grids[site]["w"])
+            scales = weight_scales(rotated(w, scaling), scaling, grid, searched)
+            yield layer, site, rounded(w, scaling, grid, searched), scales
 
 
 @partial(jax.jit, static_argnames=("scaling", "searched"))

@@ -25,6 +25,10 @@ from precisionlm.ptq.scales import weight_scales
 from precisionlm.training.evaluate import place
 from precisionlm.training.step import Program
 
+OnWeight = Callable[[int, str, jax.Array, jax.Array], None]
+"""Layer, site, a weight's values [in, …] and their scales, of the same shape (of a rotated weight: before it is turned
+back)."""
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -54,11 +58,13 @@ def quantize_blocks(
     grids: Grids,
     method: Method,
     on_layer: Callable[[int], None] = lambda layer: None,
+    on_weight: OnWeight | None = None,
 ) -> Quantized:
     """Quantize the weights of the blocks' linear layers by a method that calibrates.
 
     program, own_grids: the model with its weights as they are and everything else as it is evaluated; batches: tokens
-    int32 [B, T] each; structure, grids: of the weights (`evaluate.bound_to`). on_layer is called before each block.
+    int32 [B, T] each; structure, grids: of the weights (`evaluate.bound_to`). on_layer is called before each block,
+    on_weight after each weight.
     """
     layers, everywhere = program.model.layers, NamedSharding(program.mesh, P())
     x = [blocks.embedding(program)(params, place(tokens, program), own_grids) for tokens in batches]
@@ -72,7 +78,8 @@ def quantize_blocks(
             site: (structure.site(site)["w"], jax.tree.map(lambda g, i=number: jnp.asarray(g[i]), grids[site]["w"]))
             for site in BLOCK_LINEAR
         }
-        layer, found = _quantize_block(program, original, stream, own, of_site, method)
+        told = partial(on_weight, number) if on_weight else None
+        layer, found = _quantize_block(program, original, stream, own, of_site, method, told)
         dampings |= {f"{number}.{site}": damping for site, damping in found.items()}
         done.append(layer)
         if number + 1 < layers:
@@ -96,6 +103,7 @@ def _quantize_block(
     own: PackedGrids,
     of_site: dict[str, tuple[Scaling, Grid]],
     method: Method,
+    on_weight: Callable[[str, jax.Array, jax.Array], None] | None,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """One block with its weights quantized, and the dampings of its sites."""
     layer, dampings = original, dict[str, jax.Array]()
@@ -110,12 +118,15 @@ def _quantize_block(
             layer = _scaled(program, layer, stream, own, site, of_site[site], seen[site]["magnitude"], method)
         for site in sites:
             w, (scaling, grid) = blocks.weight(layer, site), of_site[site]
+            before = w
             if method.name == "gptq":
                 w, damping = _by_hessian(w, scaling, grid, method.searched, seen[site]["hessian"])
                 used[site].append(damping)
             else:
                 w = rounded(w, scaling, grid, method.searched)
             layer = blocks.with_weight(layer, site, w)
+            if on_weight:
+                on_weight(site, w, weight_scales(rotated(before, scaling), scaling, grid, method.searched))
         dampings |= {site: jnp.stack(values) for site, values in used.items() if values}
     return layer, dampings
 

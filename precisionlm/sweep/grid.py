@@ -25,7 +25,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from precisionlm.config import Experiment, Section, apply_overrides, build, read_yaml, validated
+from precisionlm.config import Experiment, Section, apply_overrides, build, validated
 from precisionlm.errors import UserError
 from precisionlm.model.presets import preset_changes, with_preset
 from precisionlm.precision.recipe import Quantization
@@ -33,6 +33,7 @@ from precisionlm.ptq.evaluate import weight_quantization
 from precisionlm.sweep.budget import Budget
 from precisionlm.sweep.rules import LearningRate
 from precisionlm.sweep.where import meant
+from precisionlm.yaml_text import read_yaml
 
 _RATE, _SEED, _STEPS = "optimizer.learning_rate", "training.seed", "training.steps"
 _SHORT = ("tokens", "preset")  # axes that are no key paths and list values all the same

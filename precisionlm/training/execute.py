@@ -192,6 +192,11 @@ def beginning_of(run: Run, directory: RunDirectory, checkpoints: Checkpoints | N
 def _given_weights(run: Run) -> Any:
     """Those of `training.weights_from`, whatever its recipe, without learned scales; None where it is not set."""
     source = run.weights_from
+    if run.experiment.training.imported:
+        raise UserError(
+            "training.imported: these weights came from elsewhere and are not trained; begin a run with them by "
+            "train CONFIG --weights-only RUN"
+        )
     if source is None:
         return None
     on_all(lambda: check_weights_from(run))

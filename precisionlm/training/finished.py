@@ -70,8 +70,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise UserError(f"evaluate: --{key} decides no evaluation of a finished run; {nearest(key, list(KEYS))}")
 
 
-def request(folder: Path, overrides: Sequence[str]) -> Request:
-    """What `overrides` (`--section.key value`) ask of the finished run in a folder. Reads no weights.
+def request(folder: Path, overrides: Sequence[str], devices: list[jax.Device] | None = None) -> Request:
+    """What `overrides` (`--section.key value`) ask of the finished run in a folder. Reads no weights. devices: of the
+    mesh, all by default.
 
     Raises UserError for other keys than `KEYS`, other data than the run's, and learned scales that it has not.
     """
@@ -80,7 +81,7 @@ def request(folder: Path, overrides: Sequence[str]) -> Request:
     own, asked = load(folder / "config.yaml"), load(folder / "config.yaml", list(overrides))
     data = Dataset.open(asked.data.path)
     check_is_run(folder, own, data)
-    run = prepare_run(asked)
+    run = prepare_run(asked, devices)
     _check_learned_scales(folder, run, own)
     same_execution = asked.precision.execution == own.precision.execution or not run.recipe.quantized()
     trained = asked.precision.recipe == own.precision.recipe and same_execution

@@ -96,7 +96,7 @@ def test_remat_changes_no_value():
 
 def test_rotation_depends_on_relative_position_only():
     q, k = jax.random.normal(jax.random.key(2), (2, 1, 1, 1, 16))
-    tables = rotary_tables(10, 16, 10000.0)
+    tables = rotary_tables(jnp.arange(10.0), ModelConfig(layers=1, width=16, heads=1, mlp_width=16))
     at = lambda x, t: rotate(jnp.broadcast_to(x, (1, 10, 1, 16)), tables)[0, t, 0]  # noqa: E731
     assert float(at(q, 3) @ at(k, 1)) == pytest.approx(float(at(q, 9) @ at(k, 7)), abs=1e-5)
     assert float(at(q, 3) @ at(k, 1)) != pytest.approx(float(at(q, 9) @ at(k, 1)), abs=1e-3)
