@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from precisionlm.config import ModelConfig
 from precisionlm.model.attention import Attention, rotary_tables
+from precisionlm.model.fused import ATTENTION_TAG, Kernel
 from precisionlm.model.linear import Linear, RMSNorm, largest_magnitude, linear
 from precisionlm.model.placement import UNPLACED, Placement
 from precisionlm.precision.binding import Grids, PackedGrids, Structure, pack
@@ -19,7 +20,7 @@ from precisionlm.precision.dot_general import PRODUCT_TAG
 from precisionlm.precision.quantize import fake_quantize
 from precisionlm.precision.scaling import SCALE_TAG, Parts, from_largest
 
-_NAMED = jax.checkpoint_policies.save_only_these_names(SCALE_TAG, PRODUCT_TAG)
+_NAMED = jax.checkpoint_policies.save_only_these_names(SCALE_TAG, PRODUCT_TAG, ATTENTION_TAG)
 
 
 def _save_products(primitive: Any, *avals: Any, **parameters: Any) -> Any:
@@ -72,7 +73,7 @@ class Block(nn.Module):
 
     model: ModelConfig
     structure: Structure
-    kernel: str
+    kernel: Kernel
     placed: Placement = UNPLACED
 
     @nn.compact
@@ -87,7 +88,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """tokens_BT (int) → logits_BTV (float32). remat: none, dots, full. kernel: attention's, `xla` or `cudnn`.
+    """tokens_BT (int) → logits_BTV (float32). remat: none, dots, full. kernel: the platform's for attention.
 
     placed: where activations live on a mesh. Without it the compiler follows the weights' sharding and computes every
     sequence on every device. unroll: layers per iteration of the scan.
@@ -97,7 +98,7 @@ class Transformer(nn.Module):
     structure: Structure = Structure()
     dtype: str = "bfloat16"
     remat: str = "none"
-    kernel: str = "xla"
+    kernel: Kernel = Kernel()
     placed: Placement = UNPLACED
     unroll: int = 1
 

@@ -5,6 +5,7 @@ inserts the collectives.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,17 @@ class ActivationSharding:
     def features(self, x: jax.Array) -> jax.Array:
         """What goes on between two products of attention or MLP, [B, T, ..., features]."""
         return self._spread(x, x.ndim - 1)
+
+    def by_heads(self, function: Callable[..., jax.Array], *xs_BTNH: jax.Array) -> jax.Array:
+        """A function of arrays [B, T, heads, H], on every device for its own sequences and heads."""
+        spec = P(("replica", "fsdp"), None, "tensor")
+        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False)
+        return mapped(*xs_BTNH)
+
+    @property
+    def tensor(self) -> int:
+        """Devices that heads are spread over."""
+        return self.mesh.shape["tensor"]
 
     def _spread(self, x: jax.Array, axis: int) -> jax.Array:
         spec: list[Any] = [("replica", "fsdp")] + [None] * (x.ndim - 1)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from precisionlm.config import Experiment, ModelConfig
+from precisionlm.model.fused import Kernel, fitting, platform_kernel
 from precisionlm.model.placement import UNPLACED
 from precisionlm.model.transformer import Transformer, axis_sizes, projections
 from precisionlm.precision.binding import Grids, Structure, bind, blank_grids
@@ -40,21 +41,31 @@ class Program:
     deterministic: bool = False
 
     @property
+    def platform(self) -> str:
+        """What the mesh is of: cpu, gpu or tpu."""
+        return _platform(self.mesh)
+
+    @property
     def on_gpu(self) -> bool:
         """Whether the mesh is of GPUs."""
-        return _of_gpus(self.mesh)
+        return self.platform == "gpu"
 
     def transformer(self) -> Transformer:
-        """The model of this program; flash attention on NVIDIA GPUs where the precision of activations allows it, but
-        not where the program is to be deterministic: its backward pass adds in any order."""
-        flash = self.on_gpu and self.dtype == "bfloat16" and not self.deterministic
-        kernel = "cudnn" if flash else "xla"
+        """The model of this program."""
         placed = ActivationSharding(self.mesh) if self.mesh.size > 1 else UNPLACED
-        return Transformer(self.model, self.structure, self.dtype, self.remat, kernel, placed, self.unroll)
+        return Transformer(self.model, self.structure, self.dtype, self.remat, self._kernel, placed, self.unroll)
+
+    def attention(self, sequence_length: int) -> Kernel:
+        """What computes attention of sequences of so many tokens, and why no fused kernel if none does."""
+        return fitting(self._kernel, self.model, self.structure, sequence_length, self.mesh.shape["tensor"])
+
+    @property
+    def _kernel(self) -> Kernel:
+        return platform_kernel(self.platform, self.dtype, self.deterministic)
 
 
-def _of_gpus(mesh: Mesh) -> bool:
-    return mesh.devices.flat[0].platform == "gpu"
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
 
 
 def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Program:
@@ -69,7 +80,7 @@ def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Prog
         mesh,
         t.accumulate,
         t.loss_chunks,
-        t.unroll or (experiment.model.layers if _of_gpus(mesh) else 1),
+        t.unroll or (experiment.model.layers if _platform(mesh) == "gpu" else 1),
         t.deterministic,
     )
 

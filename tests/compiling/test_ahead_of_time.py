@@ -79,6 +79,40 @@ def test_products_count_with_their_loops_and_types():
     }
 
 
+# 2 sequences, 4 query heads over 2 of keys, 1024 tokens in 2 blocks, heads of 64; keys lie in fast memory.
+SPLASH = """
+HloModule example
+
+ENTRY %main (x: bf16[2,4,1024,64]) -> bf16[2,4,1024,64] {
+  %next = s8[1,2,2]{2,1,0} constant({...})
+  %q = bf16[2,4,1024,64]{3,2,1,0} parameter(0)
+  %k = bf16[2,2,1024,64]{3,2,1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %v = bf16[2,2,1024,64]{3,2,1,0} parameter(2)
+  %s = s32[1024,128]{1,0} iota(), iota_dimension=0
+  %l = f32[2,4,8,1024]{3,2,1,0} parameter(3)
+  %splash_mha_fwd_residuals.1 = (bf16[2,4,1024,64]{3,2,1,0}) custom-call(%next, %next, %q, %k, %v, /*index=5*/%s), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\"block_q\": 512}"
+}}
+  %splash_mha_dkv_no_residuals.1 = (bf16[2,2,1024,64]{3,2,1,0}) custom-call(%next, %next, %q, %k, %v, %l, %q, %l, %s), custom_call_target="tpu_custom_call"
+  ROOT %splash_mha_dq_no_residuals.1 = (bf16[2,4,1024,64]{3,2,1,0}) custom-call(%next, %next, %q, %k, %v, %l, %q, %l, %s), custom_call_target="tpu_custom_call"
+}
+"""  # noqa: E501
+
+
+def test_attention_kernels_count_by_formula():
+    pair = 2 * 2 * 4 * 1024 * 1024 * 64 * 3 / 4  # one product of three of the four pairs of blocks
+    found = {p.types: (p.count, p.flops) for p in products(parse(SPLASH))}
+    assert found == {f"bf16 x bf16 -> splash {k}": (1, n * pair) for k, n in (("fwd", 2), ("dq", 3), ("dkv", 4))}
+    q, kv, schedule, sequence, statistics = 2**20, 2**19, 2 * 4, 2**19, 2**18
+    values_again = (1.5 * 2 - 1) * kv  # by 1.5 blocks of queries on average, of each of two heads
+    forward = schedule + q + kv + sequence + q + values_again
+    dq = schedule + q + kv + 2 * statistics + q + sequence + q + values_again
+    dkv = schedule + q + kv + 2 * statistics + q + sequence + kv + 0.5 * 2 * q
+    assert memory_traffic(parse(SPLASH)) == forward + dq + dkv
+    with pytest.raises(ValueError, match="other: a Pallas kernel whose cost has no formula"):
+        products(parse(SPLASH.replace("%splash_mha_fwd_residuals.1", "%other")))
+
+
 def test_collectives_count_ring_traffic():
     found = {(c.kind, c.dtype): (c.count, c.bytes) for c in collectives(parse(HLO), devices=8)}
     assert found == {
@@ -173,6 +207,8 @@ def test_a_train_step_compiles_for_four_v5e_chips():
     assert all(memory[kind] > 0 for kind in ("arguments", "outputs", "aliased", "temporaries", "code", "peak"))
     assert memory["aliased"] == pytest.approx(memory["outputs"], rel=0.01)  # the state is donated
     assert report.products[0].types == "bf16 x bf16 -> bf16"
+    kernels = {p.types.split()[-1]: p.count for p in report.products if "splash" in p.types}
+    assert report.attention == "splash" and kernels == {"fwd": 2, "dq": 2, "dkv": 2}  # what is kept is not made again
     assert report.flops["program"] > report.flops["formula"]
     assert {c.kind for c in report.collectives} >= {"all-reduce", "all-gather"}
     assert all(c.bytes > 0 for c in report.collectives)
