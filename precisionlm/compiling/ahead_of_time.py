@@ -130,7 +130,17 @@ def _program_key(e: Experiment, with_model: bool = True) -> str:
     """Equal for experiments whose compiled steps are equal, up to the model if it is left out."""
     structure, _ = bound(e, "tpu")
     t = e.training
-    static: list[Any] = [structure, t.dtype, t.remat, t.on_nan, t.batch_size, t.accumulate, t.loss_chunks, t.unroll]
+    static: list[Any] = [
+        structure,
+        t.dtype,
+        t.remat,
+        t.on_nan,
+        t.batch_size,
+        t.accumulate,
+        t.loss_chunks,
+        t.unroll,
+        t.reduce_dtype,
+    ]
     static += [e.data.sequence_length, e.mesh]
     return repr([*static, e.model] if with_model else static)
 

@@ -41,6 +41,5 @@ def _splash(i: Instruction, body: Computation) -> tuple[str, list[Array], int]:
     if not found:
         raise ValueError(f"{i.name}: a Pallas kernel whose cost has no formula")
     arrays = [body[operand].arrays[0] for operand in i.operands]
-    schedule = next(array for array in arrays if array.dtype in ("s8", "s16"))  # [1, blocks, blocks]
-    q = next(array for array in arrays if len(array.dims) >= 4)
-    return found[1], [a for a in arrays if a.dtype == q.dtype and len(a.dims) >= 4], schedule.dims[-1]
+    blocks = arrays[0].dims[-1]  # of the schedule, [1, blocks, blocks]
+    return found[1], [array for array in arrays if array.dtype == "bf16"], blocks

@@ -99,6 +99,40 @@ ENTRY %main (x: bf16[2,4,1024,64]) -> bf16[2,4,1024,64] {
 """  # noqa: E501
 
 
+# A windowed product: shards go round a ring, two in a turn, and an unsigned counter goes up by two to 8.
+WINDOWED = """
+HloModule example
+
+%body (b: (u32[], bf16[4,4])) -> (u32[], bf16[4,4]) {
+  %b = (u32[], bf16[4,4]{1,0}) parameter(0)
+  %two = u32[] constant(2)
+  %i = u32[] get-tuple-element(%b), index=0
+  %w = bf16[4,4]{1,0} get-tuple-element(%b), index=1
+  %d = bf16[4,4]{1,0} dot(%w, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %next = u32[] add(%i, %two)
+  ROOT %out = (u32[], bf16[4,4]{1,0}) tuple(%next, %d)
+}
+
+%until (c: (u32[], bf16[4,4])) -> pred[] {
+  %limit = u32[] constant(8)
+  %c = (u32[], bf16[4,4]{1,0}) parameter(0)
+  %j = u32[] get-tuple-element(%c), index=0
+  ROOT %lt = pred[] compare(%j, %limit), direction=LT
+}
+
+ENTRY %main (a: (u32[], bf16[4,4])) -> (u32[], bf16[4,4]) {
+  %a = (u32[], bf16[4,4]{1,0}) parameter(0)
+  ROOT %loop = (u32[], bf16[4,4]{1,0}) while(%a), condition=%until, body=%body
+}
+"""
+
+
+def test_loops_turn_as_often_as_their_counter_takes():
+    assert [(p.count, p.flops) for p in products(parse(WINDOWED))] == [(4, 4 * 2.0 * 4**3)]
+    by_one = WINDOWED.replace("constant(2)", "constant(1)")
+    assert products(parse(by_one))[0].count == 8
+
+
 def test_attention_kernels_count_by_formula():
     pair = 2 * 2 * 4 * 1024 * 1024 * 64 * 3 / 4  # one product of three of the four pairs of blocks
     found = {p.types: (p.count, p.flops) for p in products(parse(SPLASH))}
