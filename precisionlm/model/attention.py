@@ -53,7 +53,7 @@ class Attention(nn.Module):
         K, H = m.kv_heads or m.heads, m.head_size or m.width // m.heads
         G = m.heads // K
         normal = nn.initializers.normal(m.init_std)
-        linear = Linear("qkv", (K * (G + 2) * H,), self.structure, normal, name="qkv")
+        linear = Linear("qkv", (K * (G + 2) * H,), self.structure, normal, self.placed, name="qkv")
         qkv_BTX = self.placed.features(linear(x_BTD, grids, key, magnitude_BT1))
         qkv_BTKGH = qkv_BTX.reshape(B, T, K, G + 2, H)
         # Split, not indexed: the gradient of indexing adds padded arrays.
@@ -72,7 +72,7 @@ class Attention(nn.Module):
         if m.projection_norm:
             o_BTX, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="out_norm").with_magnitude(o_BTX)
         residual = nn.initializers.normal(m.init_std / (2 * m.layers) ** 0.5)
-        return Linear("out", (D,), self.structure, residual, name="out")(o_BTX, grids, key, magnitude_BT1)
+        return Linear("out", (D,), self.structure, residual, self.placed, name="out")(o_BTX, grids, key, magnitude_BT1)
 
     def _fused(self, kernel, q_BTNH, k_BTKH, v_BTKH, grids, key):
         qkv = [self._quantized(o, x, grids, key) for o, x in (("q", q_BTNH), ("k", k_BTKH), ("v", v_BTKH))]

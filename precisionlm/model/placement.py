@@ -27,9 +27,14 @@ class Placement(Protocol):
         """Devices that heads are spread over."""
         ...
 
+    @property
+    def wide_sums(self) -> bool:
+        """Whether gradients of weights are summed over devices in float32, not in the dtype of activations."""
+        ...
+
 
 class _Unplaced:
-    tensor = 1
+    tensor, wide_sums = 1, False
 
     def residual(self, x_BTD: jax.Array) -> jax.Array:
         return x_BTD

@@ -49,7 +49,7 @@ class MLP(nn.Module):
     ) -> jax.Array:
         m = self.model
         normal = nn.initializers.normal(m.init_std)
-        gate_up = Linear("gate_up", (2, m.mlp_width), self.structure, normal, name="gate_up")
+        gate_up = Linear("gate_up", (2, m.mlp_width), self.structure, normal, self.placed, name="gate_up")
         h_BT2F = self.placed.features(gate_up(x_BTD, grids, key, magnitude_BT1))
         h_BTF, magnitude_BT1 = self.placed.features(_swiglu(h_BT2F)), None
         scaling = self.structure.site("down").get("a")
@@ -61,7 +61,9 @@ class MLP(nn.Module):
             again_BT2F = jax.lax.optimization_barrier(jax.lax.stop_gradient(h_BT2F))
             magnitude_BT1 = largest_magnitude(_swiglu(again_BT2F))
         residual = nn.initializers.normal(m.init_std / (2 * m.layers) ** 0.5)
-        return Linear("down", (m.width,), self.structure, residual, name="down")(h_BTF, grids, key, magnitude_BT1)
+        return Linear("down", (m.width,), self.structure, residual, self.placed, name="down")(
+            h_BTF, grids, key, magnitude_BT1
+        )
 
 
 def _swiglu(h_BT2F: jax.Array) -> jax.Array:
@@ -148,7 +150,8 @@ class Transformer(nn.Module):
     def logits(self, x_BTD: jax.Array, grids: Grids, key: jax.Array | None = None) -> jax.Array:
         """x_BTD → logits_BTV in float32."""
         w_DV = self.embedding_VD.T if self.model.tie_embeddings else self.head_DV
-        return linear(self.structure, "head", x_BTD, w_DV, grids, key, {"w": w_DV}).astype(jnp.float32)
+        wide = self.placed.wide_sums
+        return linear(self.structure, "head", x_BTD, w_DV, grids, key, {"w": w_DV}, None, wide).astype(jnp.float32)
 
 
 def packed_grids(grids: Grids, layers: int) -> PackedGrids:

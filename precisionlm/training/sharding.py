@@ -81,9 +81,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 class ActivationSharding:
     """Where the model's activations live: sequences over the data-parallel axes, and under tensor parallelism features
     within attention and MLP, time steps between them (Korthikanti et al. 2022, arXiv:2205.05198). Norms, and what is
-    saved of them, are then divided, and an all-reduce becomes a reduce-scatter and an all-gather."""
+    saved of them, are then divided, and an all-reduce becomes a reduce-scatter and an all-gather. wide_sums: gradients
+    of weights are summed over devices in float32."""
 
     mesh: Mesh
+    wide_sums: bool = False
 
     def residual(self, x_BTD: jax.Array) -> jax.Array:
         """The residual stream between products."""

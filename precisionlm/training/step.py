@@ -39,6 +39,7 @@ class Program:
     loss_chunks: int = 1
     unroll: int = 1
     deterministic: bool = False
+    wide_sums: bool = False
 
     @property
     def platform(self) -> str:
@@ -52,7 +53,7 @@ class Program:
 
     def transformer(self) -> Transformer:
         """The model of this program."""
-        placed = ActivationSharding(self.mesh) if self.mesh.size > 1 else UNPLACED
+        placed = ActivationSharding(self.mesh, self.wide_sums) if self.mesh.size > 1 else UNPLACED
         return Transformer(self.model, self.structure, self.dtype, self.remat, self._kernel, placed, self.unroll)
 
     def attention(self, sequence_length: int) -> Kernel:
@@ -82,6 +83,8 @@ def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Prog
         t.loss_chunks,
         t.unroll or (experiment.model.layers if _platform(mesh) == "gpu" else 1),
         t.deterministic,
+        # CPUs add up in float32 whatever they are given, and lack some products of bfloat16 that give float32.
+        t.reduce_dtype == "float32" and _platform(mesh) != "cpu",
     )
 
 
