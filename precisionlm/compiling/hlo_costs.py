@@ -27,6 +27,8 @@ _FREE = (
     "partition-id",
     "iota",
 )
+# Which of its arrays is the result of what goes on meanwhile: the others are its operand once more, and a flag.
+_RESULT = {"copy-start": 0, "slice-start": 1, "collective-permute-start": 1}
 _NO_COPY = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound)"')
 
 
@@ -141,6 +143,10 @@ def _traffic(module: Module, body: Computation, i: Instruction) -> float:
     operands = [body[operand].arrays for operand in i.operands if operand in body]
     if _NO_COPY.search(i.attributes):
         return 0.0
+    if i.opcode in _RESULT:
+        result = i.arrays[_RESULT[i.opcode]]
+        read = result.bytes if i.opcode == "slice-start" else operands[0][0].bytes
+        return _in_hbm((result,)) + read * (operands[0][0].space == 0)
     if i.opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * _in_hbm(i.arrays)
     if i.opcode == "dynamic-update-slice":

@@ -127,6 +127,27 @@ ENTRY %main (a: (u32[], bf16[4,4])) -> (u32[], bf16[4,4]) {
 """
 
 
+# Into fast memory and out of it, while other things are done; a slice is all that is read of what is sliced.
+MEANWHILE = """
+HloModule example
+
+ENTRY %main (x: bf16[8,128]) -> bf16[8,128] {
+  %x = bf16[8,128]{1,0} parameter(0)
+  %part = ((bf16[8,128]{1,0}), bf16[2,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:2], [0:128]}
+  %part.1 = bf16[2,128]{1,0:T(8,128)S(1)} slice-done(%part)
+  %whole = (bf16[2,128]{1,0}, bf16[2,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%part.1)
+  %whole.1 = bf16[2,128]{1,0} copy-done(%whole)
+  %sent = (bf16[2,128]{1,0}, bf16[2,128]{1,0}, u32[]{:S(2)}) collective-permute-start(%whole.1), channel_id=1
+  ROOT %sent.1 = bf16[2,128]{1,0} collective-permute-done(%sent)
+}
+"""
+
+
+def test_what_goes_on_meanwhile_is_read_and_written_once():
+    part = 2 * 128 * 2
+    assert memory_traffic(parse(MEANWHILE)) == part + part + 2 * part
+
+
 def test_loops_turn_as_often_as_their_counter_takes():
     assert [(p.count, p.flops) for p in products(parse(WINDOWED))] == [(4, 4 * 2.0 * 4**3)]
     by_one = WINDOWED.replace("constant(2)", "constant(1)")
