@@ -1,7 +1,8 @@
 """Fused attention, whose scores [T, T] never leave the chip: which kernel serves where, and why not elsewhere.
 
 `cudnn` is NVIDIA's, through jax.nn; `splash` JAX's Pallas kernel for TPUs (jax.experimental.pallas.ops.tpu). Both take
-queries, keys and values as the recipe quantizes them. `xla` means the explicit products of `model.attention`.
+queries, keys and values as the recipe quantizes them; neither knows a mask but the causal one, nor does any other part
+of the model (packed documents see each other). `xla` means the explicit products of `model.attention`.
 
 Legend: B batch, T time, N query heads, K key/value heads, H head size.
 """

@@ -294,6 +294,20 @@ def test_native_integers_are_multiplied_and_gathered_as_they_are(recipe, types, 
 
 
 @needs_libtpu
+def test_gradients_are_summed_in_the_dtype_asked_for():
+    e = experiment(mesh=MeshConfig(fsdp=4))
+    sums = {}
+    for dtype in ("bfloat16", "float32"):
+        training = e.training.model_copy(update={"reduce_dtype": dtype})
+        report = compile_for(e.model_copy(update={"training": training}), "v5e:2x2", timeout_seconds=300)
+        kinds = ("all-reduce", "reduce-scatter")
+        sums[dtype] = {c.dtype: sum(o.bytes for o in report.collectives if o.kind in kinds and o.dtype == c.dtype)
+                       for c in report.collectives if c.kind in kinds}  # fmt: skip
+    narrow, wide = sums["bfloat16"], sums["float32"]
+    assert wide.get("bf16", 0.0) < 0.2 * narrow["bf16"] and wide["f32"] > 1.5 * narrow["bf16"], sums
+
+
+@needs_libtpu
 def test_a_pack_sends_nothing_between_its_devices():
     report = compile_for(experiment(), "v5e:2x2", timeout_seconds=300, pack=3)
     assert (report.status, report.mesh, report.batch_tokens) == ("fits", {"run": 4}, 12 * experiment().batch_tokens)
