@@ -141,6 +141,9 @@ class TrainingConfig(Section):
         description="hash of weights that came from elsewhere (`precisionlm import`); such a run is never trained",
     )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of activations; weights are float32")
+    reduce_dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="in which gradients of weights are summed over devices; float32 sends twice the bytes"
+    )
     eval_tokens: int = Field(1_000_000, ge=1, description="validation tokens; fewer if the split is smaller")
     eval_every: int | None = Field(None, ge=1, description="steps between evaluations; only at the end if absent")
     eval_bf16: bool = Field(False, description="also evaluate without quantization")

@@ -35,7 +35,8 @@ from precisionlm.config import Experiment, MeshConfig
 from precisionlm.errors import UserError
 from precisionlm.model.presets import non_embedding_parameters
 from precisionlm.training.flops import training_flops_per_token
-from precisionlm.training.step import bound
+from precisionlm.training.sharding import make_mesh
+from precisionlm.training.step import Program, bound, program_of
 
 _BAD_INPUT = "bad input"
 _CORPUS = 200_000_000  # tokens that a device holds beside a pack
@@ -129,7 +130,17 @@ def _program_key(e: Experiment, with_model: bool = True) -> str:
     """Equal for experiments whose compiled steps are equal, up to the model if it is left out."""
     structure, _ = bound(e, "tpu")
     t = e.training
-    static: list[Any] = [structure, t.dtype, t.remat, t.on_nan, t.batch_size, t.accumulate, t.loss_chunks, t.unroll]
+    static: list[Any] = [
+        structure,
+        t.dtype,
+        t.remat,
+        t.on_nan,
+        t.batch_size,
+        t.accumulate,
+        t.loss_chunks,
+        t.unroll,
+        t.reduce_dtype,
+    ]
     static += [e.data.sequence_length, e.mesh]
     return repr([*static, e.model] if with_model else static)
 
@@ -169,34 +180,33 @@ def _devices(topology: str) -> list[Any]:
     return devices
 
 
-def _lowered_step(e: Experiment, devices: list[Any]) -> tuple[Any, dict[str, int]]:
-    """The train step for these devices, and its mesh. Raises UserError."""
+def _program(e: Experiment, devices: list[Any]) -> Program:
+    """The experiment's program on these devices; on one of them whatever mesh it asks for. Raises UserError."""
+    return program_of(e, bound(e, "tpu")[0], make_mesh(e.mesh if len(devices) > 1 else MeshConfig(), devices))
+
+
+def _lowered_step(e: Experiment, program: Program) -> tuple[Any, dict[str, int]]:
+    """The train step, and its mesh. Raises UserError."""
     import jax
     import jax.numpy as jnp
 
     from precisionlm.training.optimizer import hyperparameters
-    from precisionlm.training.sharding import make_mesh
-    from precisionlm.training.step import abstract_state, program_of, train_step
+    from precisionlm.training.step import abstract_state, train_step
 
-    mesh = make_mesh(e.mesh, devices)
+    mesh, (_, grids) = program.mesh, bound(e, "tpu")
     if e.training.batch_size % (mesh.shape["replica"] * mesh.shape["fsdp"]):
         raise UserError(f"training.batch_size {e.training.batch_size} does not divide over {dict(mesh.shape)}")
-    structure, grids = bound(e, "tpu")
-    program = program_of(e, structure, mesh)
     tokens = jax.ShapeDtypeStruct((e.training.batch_size, e.data.sequence_length + 1), jnp.int32)
     arguments = (abstract_state(program), tokens, grids, hyperparameters(e), e.training.seed)
     return train_step(program).lower(*arguments), {str(axis): size for axis, size in mesh.shape.items()}
 
 
-def _lowered_pack(e: Experiment, devices: list[Any], runs: int) -> tuple[Any, dict[str, int]]:
+def _lowered_pack(e: Experiment, program: Program, devices: list[Any], runs: int) -> tuple[Any, dict[str, int]]:
     """One step of `runs` runs on each device, and its mesh. Raises UserError."""
     from precisionlm.packing.program import PackShape, abstract_arguments, advance, run_mesh
     from precisionlm.training.optimizer import hyperparameters
-    from precisionlm.training.sharding import make_mesh
-    from precisionlm.training.step import program_of
 
-    structure, grids = bound(e, "tpu")
-    program = program_of(e, structure, make_mesh(MeshConfig(), devices[:1]))
+    _, grids = bound(e, "tpu")
     total = runs * len(devices)
     shape = PackShape(program, run_mesh(devices), total, 1, e.training.batch_size, e.data.sequence_length)
     arguments = abstract_arguments(shape, grids, hyperparameters(e), _CORPUS)
@@ -210,7 +220,12 @@ def _work(e: Experiment, topology: str, pack: int | None) -> dict[str, Any]:
     devices = _devices(topology)
     row = asdict(_without_program(e, topology, FAILED, ""))
     row |= {"devices": len(devices), "device_kind": devices[0].device_kind}
-    lowered, row["mesh"] = _lowered_step(e, devices) if pack is None else _lowered_pack(e, devices, pack)
+    program = _program(e, devices if pack is None else devices[:1])
+    row["attention"] = str(program.attention(e.data.sequence_length))
+    if pack is None:
+        lowered, row["mesh"] = _lowered_step(e, program)
+    else:
+        lowered, row["mesh"] = _lowered_pack(e, program, devices, pack)
     row["batch_tokens"] *= 1 if pack is None else pack * len(devices)  # of all runs
     started = time.monotonic()
     try:

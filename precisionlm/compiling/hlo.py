@@ -76,13 +76,17 @@ class Module:
         return {name: count(name) for name in self.computations}
 
     def trip_count(self, loop: Instruction) -> int:
-        """Iterations of a while loop: what the compiler noted, else the constant that its condition compares with."""
+        """Iterations of a while loop: what the compiler noted, else from the constant that its condition compares a
+        counter with, and what its body adds to the counter."""
         if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return int(noted[1])
-        condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
-        body = self.computations[condition[1]] if condition else {}
-        limits = [int(i.operands[0]) for i in body.values() if i.opcode == "constant" and i.arrays[0].dtype == "s32"]
-        return max(limits, default=1)
+        condition, body = (
+            self.computations[found[1]] if (found := re.search(rf"{part}=%?([\w.\-]+)", loop.attributes)) else {}
+            for part in ("condition", "body")
+        )
+        limits = [limit for i in condition.values() if (limit := _number(i)) is not None]
+        counter = next((at[1] for i in condition.values() if (at := _element(i)) and i.arrays[0].dims == ()), None)
+        return -(-max(limits, default=1) // _step(body, counter))
 
     def instructions(self) -> Iterator[tuple[str, Instruction]]:
         """(computation, instruction) of everything that runs."""
@@ -90,6 +94,26 @@ class Module:
             if self.executions[name]:
                 for instruction in body.values():
                     yield name, instruction
+
+
+def _number(i: Instruction) -> int | None:
+    """The value of an integer constant."""
+    return int(i.operands[0]) if i.opcode == "constant" and i.arrays[0].dtype in ("s32", "u32") else None
+
+
+def _element(i: Instruction) -> re.Match[str] | None:
+    """Which element of a tuple an instruction takes."""
+    return re.search(r"index=(\d+)", i.attributes) if i.opcode == "get-tuple-element" else None
+
+
+def _step(body: Computation, counter: str | None) -> int:
+    """What a loop's body adds to its counter, the element of that number of what it carries; 1 where none is shown."""
+    root = next(reversed(body.values()), None)
+    if root is None or root.opcode != "tuple" or counter is None:
+        return 1
+    following = body[root.operands[int(counter)]]
+    added = [_number(body[operand]) for operand in following.operands if operand in body]
+    return next((n for n in added if n), 1) if following.opcode == "add" else 1
 
 
 def parse(text: str) -> Module:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from precisionlm.compiling.hlo import Array, Computation, Instruction, Module, group_size
+from precisionlm.compiling.kernels import is_kernel, kernel_flops, kernel_rereads
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _CONTROL = ("while", "conditional", "call")  # their bodies count by themselves
@@ -26,6 +27,8 @@ _FREE = (
     "partition-id",
     "iota",
 )
+# Which of its arrays is the result of what goes on meanwhile: the others are its operand once more, and a flag.
+_RESULT = {"copy-start": 0, "slice-start": 1, "collective-permute-start": 1}
 _NO_COPY = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound)"')
 
 
@@ -49,7 +52,8 @@ class Collective:
 
 
 def products(module: Module) -> list[Product]:
-    """Matrix products by operand types, largest share of FLOPs first. A TPU spells them as convolutions."""
+    """Matrix products by operand types, largest share of FLOPs first. A TPU spells them as convolutions; fused
+    attention is a kernel, counted by formula (`compiling.kernels`)."""
     count: Counter[str] = Counter()
     flops: dict[str, float] = {}
     for name, i in module.instructions():
@@ -59,6 +63,10 @@ def products(module: Module) -> list[Product]:
             types = f"{lhs.dtype} x {rhs.dtype} -> {i.arrays[0].dtype}{passes}"
             count[types] += module.executions[name]
             flops[types] = flops.get(types, 0.0) + module.executions[name] * product_flops(i, lhs, rhs)
+        elif is_kernel(i):
+            types, of_call = kernel_flops(i, module.computations[name])
+            count[types] += module.executions[name]
+            flops[types] = flops.get(types, 0.0) + module.executions[name] * of_call
     return [Product(types, count[types], flops[types]) for types in sorted(flops, key=lambda t: -flops[t])]
 
 
@@ -135,12 +143,17 @@ def _traffic(module: Module, body: Computation, i: Instruction) -> float:
     operands = [body[operand].arrays for operand in i.operands if operand in body]
     if _NO_COPY.search(i.attributes):
         return 0.0
+    if i.opcode in _RESULT:
+        result = i.arrays[_RESULT[i.opcode]]
+        read = result.bytes if i.opcode == "slice-start" else operands[0][0].bytes
+        return _in_hbm((result,)) + read * (operands[0][0].space == 0)
     if i.opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * _in_hbm(i.arrays)
     if i.opcode == "dynamic-update-slice":
         return 2 * _in_hbm(operands[1])
     if i.opcode != "fusion":
-        return _in_hbm(i.arrays) + sum(map(_in_hbm, operands))
+        again = kernel_rereads(i, body) if is_kernel(i) else 0.0
+        return _in_hbm(i.arrays) + sum(map(_in_hbm, operands)) + again
     fused = module.computations[i.called()[0]]
     updates = [f for f in fused.values() if f.opcode == "dynamic-update-slice"]
     updated = {_source(fused, f.operands[0]) for f in updates}

@@ -18,8 +18,10 @@ class Report:
 
     status: fits, out of memory, not tried (a smaller model did not fit), failed or timed out; detail says why.
     memory: arguments, outputs, aliased (outputs that reuse arguments), temporaries, code, peak; of a program that does
-    not fit, what the compiler said: needed, available. flops: `formula` of training.flops, `program` from the compiled
-    products (with recomputation and the masked half of attention), `compiler` as XLA counts (loop bodies once).
+    not fit, what the compiler said: needed, available. attention: its kernel, and why no fused one if none (what a
+    fused one costs is counted by formula, `compiling.kernels`). flops: `formula` of training.flops, `program` from the
+    compiled products (with recomputation and what is computed though masked), `compiler` as XLA counts (loop bodies
+    once, no kernels).
     seconds: a roofline ESTIMATE, not a measurement: `compute` at the chip's peak for each product's type, `memory` and
     `links` at full bandwidth, `step` the largest, as if the three overlapped perfectly; None for an unknown chip.
     """
@@ -35,6 +37,7 @@ class Report:
     status: str
     detail: str = ""
     compile_seconds: float = 0.0
+    attention: str = ""
     memory: dict[str, float] | None = None
     flops: dict[str, float] | None = None
     products: tuple[Product, ...] = ()
@@ -146,6 +149,8 @@ def _row(r: Report) -> list[str]:
 def details(r: Report) -> str:
     """Everything about one compiled step: memory by kind, products by type, collectives by kind, the roofline."""
     lines = [as_text([r])]
+    if r.attention:
+        lines.append(f"attention: {r.attention}")
     if r.memory:
         lines.append("memory, GiB: " + ", ".join(f"{kind} {size / GIB:.3f}" for kind, size in r.memory.items()))
     if r.flops:

@@ -2,7 +2,7 @@
 
 Legend: B batch, T query time, S key time, D width, N query heads, K key/value heads, G = N / K, H head size.
 Scales of q, k and v run along H, so no scale is shared over time. Both products run through AQT's DotGeneral as those
-of linear layers do; NVIDIA's fused kernel takes q, k and v quantized by the same function.
+of linear layers do; fused kernels (`model.fused`) take q, k and v quantized by the same function.
 """
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from precisionlm.config import ModelConfig, RopeScaling
 from precisionlm.model import cache
+from precisionlm.model.fused import Kernel, fitting, splash_attention
 from precisionlm.model.linear import Linear, RMSNorm
 from precisionlm.model.placement import UNPLACED, Placement
 from precisionlm.precision.binding import Grids, Structure
@@ -46,11 +47,11 @@ def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention, x_BTD → x_BTD. kernel: `xla`, or `cudnn` for flash attention on NVIDIA GPUs."""
+    """Grouped-query attention, x_BTD → x_BTD. kernel: what the platform has; used where it fits (`fused.fitting`)."""
 
     model: ModelConfig
     structure: Structure
-    kernel: str = "xla"
+    kernel: Kernel = Kernel()
     placed: Placement = UNPLACED
 
     @nn.compact
@@ -66,7 +67,7 @@ class Attention(nn.Module):
         K, H = m.kv_heads or m.heads, m.head_size or m.width // m.heads
         G = m.heads // K
         normal = nn.initializers.normal(m.init_std)
-        linear = Linear("qkv", (K * (G + 2) * H,), self.structure, normal, name="qkv")
+        linear = Linear("qkv", (K * (G + 2) * H,), self.structure, normal, self.placed, name="qkv")
         qkv_BTX = self.placed.features(linear(x_BTD, grids, key, magnitude_BT1))
         qkv_BTKGH = qkv_BTX.reshape(B, T, K, G + 2, H)
         # Split, not indexed: the gradient of indexing adds padded arrays.
@@ -76,27 +77,24 @@ class Attention(nn.Module):
             q_BTNH = RMSNorm(m.norm_epsilon, name="q_norm")(q_BTNH)
             k_BTKH = RMSNorm(m.norm_epsilon, name="k_norm")(k_BTKH)
         q_BTNH, k_BTKH = rotate(q_BTNH, tables), rotate(k_BTKH, tables)
+        kernel = fitting(self.kernel, m, self.structure, T, self.placed.tensor)
         if self.has_variable(cache.COLLECTION, "keys"):
             o_BTNH = self._after_others(q_BTNH, k_BTKH, v_BTKH, grids, key)
-        elif self.kernel == "cudnn" and self._fusible():
-            q_BTNH, k_BTKH, v_BTKH = (
-                self._quantized(name, value, grids, key)
-                for name, value in (("q", q_BTNH), ("k", k_BTKH), ("v", v_BTKH))
-            )
-            o_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn")
-        else:
+        elif kernel.name == "xla":
             o_BTNH = self._explicit(q_BTNH, k_BTKH, v_BTKH, grids, key)
+        else:
+            o_BTNH = self._fused(kernel, q_BTNH, k_BTKH, v_BTKH, grids, key)
         o_BTX, magnitude_BT1 = self.placed.features(o_BTNH.reshape(B, T, m.heads * H)), None
         if m.projection_norm:
             o_BTX, magnitude_BT1 = RMSNorm(m.norm_epsilon, name="out_norm").with_magnitude(o_BTX)
         residual = nn.initializers.normal(m.init_std / (2 * m.layers) ** 0.5)
-        return Linear("out", (D,), self.structure, residual, name="out")(o_BTX, grids, key, magnitude_BT1)
+        return Linear("out", (D,), self.structure, residual, self.placed, name="out")(o_BTX, grids, key, magnitude_BT1)
 
-    def _fusible(self):
-        """Whether the fused kernel computes what the recipe says: it knows no quantized probabilities, and its
-        gradients use the operands that it was given."""
-        operands = self.structure.site("attention")
-        return "p" not in operands and (not operands or self.structure.backward == "quantized")
+    def _fused(self, kernel, q_BTNH, k_BTKH, v_BTKH, grids, key):
+        qkv = [self._quantized(o, x, grids, key) for o, x in (("q", q_BTNH), ("k", k_BTKH), ("v", v_BTKH))]
+        if kernel.name == "splash":
+            return self.placed.by_heads(splash_attention, *qkv)
+        return jax.nn.dot_product_attention(*qkv, is_causal=True, implementation="cudnn")
 
     def _after_others(self, q_BTNH, k_BTKH, v_BTKH, grids, key):
         """Attention of tokens that follow those in the cache, which they join. Keys and values are kept as they enter

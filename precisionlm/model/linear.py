@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from precisionlm.model.placement import UNPLACED, Placement
 from precisionlm.precision.binding import Grids, Structure
 from precisionlm.precision.dot_general import dot_general
 from precisionlm.precision.learned import (
@@ -30,6 +31,7 @@ class Linear(nn.Module):
     features: tuple[int, ...]
     structure: Structure
     initializer: Callable[..., Any]
+    placed: Placement = UNPLACED
 
     @nn.compact
     def __call__(
@@ -50,7 +52,7 @@ class Linear(nn.Module):
             x = trusted(x, -1, scaling, site_grids["a"])
         if (scaling := operands.get("w")) and scaling.trust:
             w = trusted(w, 0, scaling, site_grids["w"])
-        return linear(self.structure, self.site, x, w, grids, key, originals, extent)
+        return linear(self.structure, self.site, x, w, grids, key, originals, extent, self.placed.wide_sums)
 
     def _learned_extents(self, x, w, operands, site_grids):
         """Operand → what its largest value stands for, one a sharer, for operands whose scales are trained."""
@@ -75,11 +77,16 @@ def linear(
     key: jax.Array | None,
     originals: Mapping[str, jax.Array],
     extent: jax.Array | None = None,
+    wide_sums: bool = False,
 ) -> jax.Array:
     """x [..., in] @ w [in, ...] as the recipe has it at a site; w in float32, the product in x's dtype. originals: what
-    operands are quantized from; extent: max|x| along the last axis, where known."""
+    operands are quantized from; extent: max|x| along the last axis, where known; wide_sums: the gradient of w leaves
+    its product in float32, so that devices add up their parts of it in that dtype."""
     product = dot_general(structure, site, grids.get(site, {}), key, originals, extent)
-    return product(x, w.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())))
+    axes = (((x.ndim - 1,), (0,)), ((), ()))
+    if wide_sums and x.dtype != jnp.float32:
+        return product(x, w, axes, preferred_element_type=jnp.float32).astype(x.dtype)
+    return product(x, w.astype(x.dtype), axes)
 
 
 def largest_magnitude(x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from precisionlm.config import ModelConfig
 from precisionlm.model import cache
 from precisionlm.model.attention import Attention, rotary_tables
+from precisionlm.model.fused import ATTENTION_TAG, Kernel
 from precisionlm.model.linear import Linear, RMSNorm, largest_magnitude, linear
 from precisionlm.model.placement import UNPLACED, Placement
 from precisionlm.precision.binding import Grids, PackedGrids, Structure, pack
@@ -20,7 +21,7 @@ from precisionlm.precision.dot_general import PRODUCT_TAG
 from precisionlm.precision.quantize import fake_quantize
 from precisionlm.precision.scaling import SCALE_TAG, Parts, from_largest
 
-_NAMED = jax.checkpoint_policies.save_only_these_names(SCALE_TAG, PRODUCT_TAG)
+_NAMED = jax.checkpoint_policies.save_only_these_names(SCALE_TAG, PRODUCT_TAG, ATTENTION_TAG)
 
 
 def _save_products(primitive: Any, *avals: Any, **parameters: Any) -> Any:
@@ -49,7 +50,7 @@ class MLP(nn.Module):
     ) -> jax.Array:
         m = self.model
         normal = nn.initializers.normal(m.init_std)
-        gate_up = Linear("gate_up", (2, m.mlp_width), self.structure, normal, name="gate_up")
+        gate_up = Linear("gate_up", (2, m.mlp_width), self.structure, normal, self.placed, name="gate_up")
         h_BT2F = self.placed.features(gate_up(x_BTD, grids, key, magnitude_BT1))
         h_BTF, magnitude_BT1 = self.placed.features(_swiglu(h_BT2F)), None
         scaling = self.structure.site("down").get("a")
@@ -61,7 +62,9 @@ class MLP(nn.Module):
             again_BT2F = jax.lax.optimization_barrier(jax.lax.stop_gradient(h_BT2F))
             magnitude_BT1 = largest_magnitude(_swiglu(again_BT2F))
         residual = nn.initializers.normal(m.init_std / (2 * m.layers) ** 0.5)
-        return Linear("down", (m.width,), self.structure, residual, name="down")(h_BTF, grids, key, magnitude_BT1)
+        return Linear("down", (m.width,), self.structure, residual, self.placed, name="down")(
+            h_BTF, grids, key, magnitude_BT1
+        )
 
 
 def _swiglu(h_BT2F: jax.Array) -> jax.Array:
@@ -73,7 +76,7 @@ class Block(nn.Module):
 
     model: ModelConfig
     structure: Structure
-    kernel: str
+    kernel: Kernel
     placed: Placement = UNPLACED
 
     @nn.compact
@@ -88,7 +91,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """tokens_BT (int) → logits_BTV (float32). remat: none, dots, full. kernel: attention's, `xla` or `cudnn`.
+    """tokens_BT (int) → logits_BTV (float32). remat: none, dots, full. kernel: the platform's for attention.
 
     placed: where activations live on a mesh. Without it the compiler follows the weights' sharding and computes every
     sequence on every device. unroll: layers per iteration of the scan.
@@ -98,7 +101,7 @@ class Transformer(nn.Module):
     structure: Structure = Structure()
     dtype: str = "bfloat16"
     remat: str = "none"
-    kernel: str = "xla"
+    kernel: Kernel = Kernel()
     placed: Placement = UNPLACED
     unroll: int = 1
 
@@ -148,7 +151,8 @@ class Transformer(nn.Module):
     def logits(self, x_BTD: jax.Array, grids: Grids, key: jax.Array | None = None) -> jax.Array:
         """x_BTD → logits_BTV in float32."""
         w_DV = self.embedding_VD.T if self.model.tie_embeddings else self.head_DV
-        return linear(self.structure, "head", x_BTD, w_DV, grids, key, {"w": w_DV}).astype(jnp.float32)
+        wide = self.placed.wide_sums
+        return linear(self.structure, "head", x_BTD, w_DV, grids, key, {"w": w_DV}, None, wide).astype(jnp.float32)
 
 
 def packed_grids(grids: Grids, layers: int) -> PackedGrids:

@@ -53,7 +53,8 @@ class Member:
     def open(self, together: int, products: Counter[str], measure: Measure) -> None:
         """Audit and start recording. together: runs of the pack; products and measure: `prepare.Prepared`'s. Raises
         UserError."""
-        provenance.append(self.directory, provenance.segment(self.run.program.mesh, self.step, together))
+        program = self.run.program
+        provenance.append(self.directory, provenance.segment(program.mesh, self.run.attention, self.step, together))
         self._applied = audited(self.run, self.directory, self._beginning.state, products, measure)
         trim_metrics(self.directory.metrics, self.step)
         trunk = self.run.trunk

@@ -69,7 +69,7 @@ def _walk(jaxpr: core.Jaxpr, inputs: list[Tags], times: int, counts: Counter[str
         outputs = [_NONE] * len(eqn.outvars)
         if name == "name" and eqn.params["name"].startswith(TAG):
             outputs = [frozenset({eqn.params["name"].removeprefix(TAG)})]
-        elif name == "dot_general" or "dot_product_attention" in name:
+        elif name in ("dot_general", "pallas_call") or "dot_product_attention" in name:
             counts.update(dict.fromkeys(merged, times))
         elif name == "gather":
             counts.update({tag: times for tag in merged if tag.startswith("embed.")})

@@ -114,7 +114,7 @@ def _train(
 ) -> Result:
     """Train from the newest checkpoint to the end; returns the result, also of a diverged run."""
     beginning = beginning_of(run, directory, checkpoints)
-    on_first(lambda: provenance.append(directory, provenance.segment(run.program.mesh, beginning.step)))
+    on_first(lambda: provenance.append(directory, provenance.segment(run.program.mesh, run.attention, beginning.step)))
 
     def stop_before_compiling() -> None:
         if interrupted():

@@ -19,9 +19,10 @@ _NAME = "segments.jsonl"
 Segment = dict[str, Any]  # plain JSON; keys: `segment`
 
 
-def segment(mesh: Mesh, step: int, together: int = 1) -> Segment:
+def segment(mesh: Mesh, attention: str, step: int, together: int = 1) -> Segment:
     """The start that is now. time: UTC, ISO 8601; step: done before it (count); versions; device: kind x count; mesh:
-    size of each axis; processes (count); together: runs that were one program on these devices (count)."""
+    size of each axis; attention: its kernel, and why no fused one if none; processes (count); together: runs that were
+    one program on these devices (count)."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
@@ -29,6 +30,7 @@ def segment(mesh: Mesh, step: int, together: int = 1) -> Segment:
         "package_version": package_version(),
         "device": f"{mesh.devices.flat[0].device_kind} x {mesh.devices.size}",
         "mesh": {str(axis): size for axis, size in mesh.shape.items()},
+        "attention": attention,
         "processes": jax.process_count(),
         "together": together,
     }

@@ -48,6 +48,11 @@ class Run:
         given = self.experiment.training.weights_from
         return None if given is None else RunDirectory.at(Path(given).absolute())
 
+    @property
+    def attention(self) -> str:
+        """The kernel that computes attention, and why no fused one if none does."""
+        return str(self.program.attention(self.experiment.data.sequence_length))
+
     def train_batches(self) -> source.TrainBatches:
         """This process's share of the run's endless training batches, from the start."""
         e = self.experiment

@@ -5,6 +5,7 @@ inserts the collectives.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +81,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 class ActivationSharding:
     """Where the model's activations live: sequences over the data-parallel axes, and under tensor parallelism features
     within attention and MLP, time steps between them (Korthikanti et al. 2022, arXiv:2205.05198). Norms, and what is
-    saved of them, are then divided, and an all-reduce becomes a reduce-scatter and an all-gather."""
+    saved of them, are then divided, and an all-reduce becomes a reduce-scatter and an all-gather. wide_sums: gradients
+    of weights are summed over devices in float32."""
 
     mesh: Mesh
+    wide_sums: bool = False
 
     def residual(self, x_BTD: jax.Array) -> jax.Array:
         """The residual stream between products."""
@@ -91,6 +94,17 @@ class ActivationSharding:
     def features(self, x: jax.Array) -> jax.Array:
         """What goes on between two products of attention or MLP, [B, T, ..., features]."""
         return self._spread(x, x.ndim - 1)
+
+    def by_heads(self, function: Callable[..., jax.Array], *xs_BTNH: jax.Array) -> jax.Array:
+        """A function of arrays [B, T, heads, H], on every device for its own sequences and heads."""
+        spec = P(("replica", "fsdp"), None, "tensor")
+        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False)
+        return mapped(*xs_BTNH)
+
+    @property
+    def tensor(self) -> int:
+        """Devices that heads are spread over."""
+        return self.mesh.shape["tensor"]
 
     def _spread(self, x: jax.Array, axis: int) -> jax.Array:
         spec: list[Any] = [("replica", "fsdp")] + [None] * (x.ndim - 1)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from precisionlm.config import Experiment, ModelConfig
+from precisionlm.model.fused import Kernel, fitting, platform_kernel
 from precisionlm.model.placement import UNPLACED
 from precisionlm.model.transformer import Transformer, axis_sizes, projections
 from precisionlm.precision.binding import Grids, Structure, bind, blank_grids
@@ -38,11 +39,17 @@ class Program:
     loss_chunks: int = 1
     unroll: int = 1
     deterministic: bool = False
+    wide_sums: bool = False
+
+    @property
+    def platform(self) -> str:
+        """What the mesh is of: cpu, gpu or tpu."""
+        return _platform(self.mesh)
 
     @property
     def on_gpu(self) -> bool:
         """Whether the mesh is of GPUs."""
-        return _of_gpus(self.mesh)
+        return self.platform == "gpu"
 
     @property
     def compiler_options(self) -> dict[str, bool]:
@@ -55,16 +62,21 @@ class Program:
         return deterministic | ({"xla_gpu_enable_triton_gemm": False} if self.structure.execution == "native" else {})
 
     def transformer(self) -> Transformer:
-        """The model of this program; flash attention on NVIDIA GPUs where the precision of activations allows it, but
-        not where the program is to be deterministic: its backward pass adds in any order."""
-        flash = self.on_gpu and self.dtype == "bfloat16" and not self.deterministic
-        kernel = "cudnn" if flash else "xla"
-        placed = ActivationSharding(self.mesh) if self.mesh.size > 1 else UNPLACED
-        return Transformer(self.model, self.structure, self.dtype, self.remat, kernel, placed, self.unroll)
+        """The model of this program."""
+        placed = ActivationSharding(self.mesh, self.wide_sums) if self.mesh.size > 1 else UNPLACED
+        return Transformer(self.model, self.structure, self.dtype, self.remat, self._kernel, placed, self.unroll)
+
+    def attention(self, sequence_length: int) -> Kernel:
+        """What computes attention of sequences of so many tokens, and why no fused kernel if none does."""
+        return fitting(self._kernel, self.model, self.structure, sequence_length, self.mesh.shape["tensor"])
+
+    @property
+    def _kernel(self) -> Kernel:
+        return platform_kernel(self.platform, self.dtype, self.deterministic)
 
 
-def _of_gpus(mesh: Mesh) -> bool:
-    return mesh.devices.flat[0].platform == "gpu"
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
 
 
 def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Program:
@@ -79,8 +91,10 @@ def program_of(experiment: Experiment, structure: Structure, mesh: Mesh) -> Prog
         mesh,
         t.accumulate,
         t.loss_chunks,
-        t.unroll or (experiment.model.layers if _of_gpus(mesh) else 1),
+        t.unroll or (experiment.model.layers if _platform(mesh) == "gpu" else 1),
         t.deterministic,
+        # CPUs add up in float32 whatever they are given, and lack some products of bfloat16 that give float32.
+        t.reduce_dtype == "float32" and _platform(mesh) != "cpu",
     )
 
 

@@ -79,6 +79,95 @@ def test_products_count_with_their_loops_and_types():
     }
 
 
+# 2 sequences, 4 query heads over 2 of keys, 1024 tokens in 2 blocks, heads of 64; keys lie in fast memory.
+SPLASH = """
+HloModule example
+
+ENTRY %main (x: bf16[2,4,1024,64]) -> bf16[2,4,1024,64] {
+  %next = s8[1,2,2]{2,1,0} constant({...})
+  %q = bf16[2,4,1024,64]{3,2,1,0} parameter(0)
+  %k = bf16[2,2,1024,64]{3,2,1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %v = bf16[2,2,1024,64]{3,2,1,0} parameter(2)
+  %s = s32[1024,128]{1,0} iota(), iota_dimension=0
+  %l = f32[2,4,8,1024]{3,2,1,0} parameter(3)
+  %splash_mha_fwd_residuals.1 = (bf16[2,4,1024,64]{3,2,1,0}) custom-call(%next, %next, %q, %k, %v, /*index=5*/%s), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\"block_q\": 512}"
+}}
+  %splash_mha_dkv_no_residuals.1 = (bf16[2,2,1024,64]{3,2,1,0}) custom-call(%next, %next, %q, %k, %v, %l, %q, %l, %s), custom_call_target="tpu_custom_call"
+  ROOT %splash_mha_dq_no_residuals.1 = (bf16[2,4,1024,64]{3,2,1,0}) custom-call(%next, %next, %q, %k, %v, %l, %q, %l, %s), custom_call_target="tpu_custom_call"
+}
+"""  # noqa: E501
+
+
+# A windowed product: shards go round a ring, two in a turn, and an unsigned counter goes up by two to 8.
+WINDOWED = """
+HloModule example
+
+%body (b: (u32[], bf16[4,4])) -> (u32[], bf16[4,4]) {
+  %b = (u32[], bf16[4,4]{1,0}) parameter(0)
+  %two = u32[] constant(2)
+  %i = u32[] get-tuple-element(%b), index=0
+  %w = bf16[4,4]{1,0} get-tuple-element(%b), index=1
+  %d = bf16[4,4]{1,0} dot(%w, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %next = u32[] add(%i, %two)
+  ROOT %out = (u32[], bf16[4,4]{1,0}) tuple(%next, %d)
+}
+
+%until (c: (u32[], bf16[4,4])) -> pred[] {
+  %limit = u32[] constant(8)
+  %c = (u32[], bf16[4,4]{1,0}) parameter(0)
+  %j = u32[] get-tuple-element(%c), index=0
+  ROOT %lt = pred[] compare(%j, %limit), direction=LT
+}
+
+ENTRY %main (a: (u32[], bf16[4,4])) -> (u32[], bf16[4,4]) {
+  %a = (u32[], bf16[4,4]{1,0}) parameter(0)
+  ROOT %loop = (u32[], bf16[4,4]{1,0}) while(%a), condition=%until, body=%body
+}
+"""
+
+
+# Into fast memory and out of it, while other things are done; a slice is all that is read of what is sliced.
+MEANWHILE = """
+HloModule example
+
+ENTRY %main (x: bf16[8,128]) -> bf16[8,128] {
+  %x = bf16[8,128]{1,0} parameter(0)
+  %part = ((bf16[8,128]{1,0}), bf16[2,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:2], [0:128]}
+  %part.1 = bf16[2,128]{1,0:T(8,128)S(1)} slice-done(%part)
+  %whole = (bf16[2,128]{1,0}, bf16[2,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%part.1)
+  %whole.1 = bf16[2,128]{1,0} copy-done(%whole)
+  %sent = (bf16[2,128]{1,0}, bf16[2,128]{1,0}, u32[]{:S(2)}) collective-permute-start(%whole.1), channel_id=1
+  ROOT %sent.1 = bf16[2,128]{1,0} collective-permute-done(%sent)
+}
+"""
+
+
+def test_what_goes_on_meanwhile_is_read_and_written_once():
+    part = 2 * 128 * 2
+    assert memory_traffic(parse(MEANWHILE)) == part + part + 2 * part
+
+
+def test_loops_turn_as_often_as_their_counter_takes():
+    assert [(p.count, p.flops) for p in products(parse(WINDOWED))] == [(4, 4 * 2.0 * 4**3)]
+    by_one = WINDOWED.replace("constant(2)", "constant(1)")
+    assert products(parse(by_one))[0].count == 8
+
+
+def test_attention_kernels_count_by_formula():
+    pair = 2 * 2 * 4 * 1024 * 1024 * 64 * 3 / 4  # one product of three of the four pairs of blocks
+    found = {p.types: (p.count, p.flops) for p in products(parse(SPLASH))}
+    assert found == {f"bf16 x bf16 -> splash {k}": (1, n * pair) for k, n in (("fwd", 2), ("dq", 3), ("dkv", 4))}
+    q, kv, schedule, sequence, statistics = 2**20, 2**19, 2 * 4, 2**19, 2**18
+    values_again = (1.5 * 2 - 1) * kv  # by 1.5 blocks of queries on average, of each of two heads
+    forward = schedule + q + kv + sequence + q + values_again
+    dq = schedule + q + kv + 2 * statistics + q + sequence + q + values_again
+    dkv = schedule + q + kv + 2 * statistics + q + sequence + kv + 0.5 * 2 * q
+    assert memory_traffic(parse(SPLASH)) == forward + dq + dkv
+    with pytest.raises(ValueError, match="other: a Pallas kernel whose cost has no formula"):
+        products(parse(SPLASH.replace("%splash_mha_fwd_residuals.1", "%other")))
+
+
 def test_collectives_count_ring_traffic():
     found = {(c.kind, c.dtype): (c.count, c.bytes) for c in collectives(parse(HLO), devices=8)}
     assert found == {
@@ -173,6 +262,8 @@ def test_a_train_step_compiles_for_four_v5e_chips():
     assert all(memory[kind] > 0 for kind in ("arguments", "outputs", "aliased", "temporaries", "code", "peak"))
     assert memory["aliased"] == pytest.approx(memory["outputs"], rel=0.01)  # the state is donated
     assert report.products[0].types == "bf16 x bf16 -> bf16"
+    kernels = {p.types.split()[-1]: p.count for p in report.products if "splash" in p.types}
+    assert report.attention == "splash" and kernels == {"fwd": 2, "dq": 2, "dkv": 2}  # what is kept is not made again
     assert report.flops["program"] > report.flops["formula"]
     assert {c.kind for c in report.collectives} >= {"all-reduce", "all-gather"}
     assert all(c.bytes > 0 for c in report.collectives)
@@ -200,6 +291,20 @@ def test_native_integers_are_multiplied_and_gathered_as_they_are(recipe, types, 
     products = [product for product in report.products if product.types.startswith(types)]
     assert sum(product.count for product in products) >= at_least
     assert any((c.kind, c.dtype) == ("all-gather", types[:2]) for c in report.collectives)
+
+
+@needs_libtpu
+def test_gradients_are_summed_in_the_dtype_asked_for():
+    e = experiment(mesh=MeshConfig(fsdp=4))
+    sums = {}
+    for dtype in ("bfloat16", "float32"):
+        training = e.training.model_copy(update={"reduce_dtype": dtype})
+        report = compile_for(e.model_copy(update={"training": training}), "v5e:2x2", timeout_seconds=300)
+        kinds = ("all-reduce", "reduce-scatter")
+        sums[dtype] = {c.dtype: sum(o.bytes for o in report.collectives if o.kind in kinds and o.dtype == c.dtype)
+                       for c in report.collectives if c.kind in kinds}  # fmt: skip
+    narrow, wide = sums["bfloat16"], sums["float32"]
+    assert wide.get("bf16", 0.0) < 0.2 * narrow["bf16"] and wide["f32"] > 1.5 * narrow["bf16"], sums
 
 
 @needs_libtpu

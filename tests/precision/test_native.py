@@ -1,5 +1,7 @@
 """Native execution: products of codes agree with simulation, and what has none says so."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,32 +40,34 @@ def test_native_agrees_with_simulated_to_output_rounding(recipe, dtype):
     layer = jax.tree.map(lambda leaf: leaf[0], grids["qkv"])
     x, w = jnp.asarray(X, dtype), jnp.asarray(W, dtype)
     outputs = []
-    for structure in (simulated, native):
+    other_layout = replace(native, contracted_last=False)  # a TPU's
+    for structure in (simulated, native, other_layout):
         fn = lambda x, w, s=structure: dot_general(s, "qkv", layer)(x, w, DN)  # noqa: E731
         y, pull_back = jax.jit(lambda x, w, fn=fn: (fn(x, w), jax.vjp(fn, x, w)[1](jnp.ones((64, 32), dtype))))(x, w)
         outputs.append((y, *pull_back))
     # float32: the order of additions. bfloat16: operands (simulated) or accumulator and scales (native) are rounded to
     # 8 digits, over 256 terms of random sign.
     bound = 1e-5 if dtype == "float32" else 4 * 2.0**-8
-    for a, b in zip(*outputs, strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    for a, b, c in zip(*outputs, strict=True):
+        a, b, c = (np.asarray(x, np.float64) for x in (a, b, c))
         assert np.abs(a - b).max() <= bound * np.abs(a).max()
+        assert np.abs(c - b).max() <= bound * np.abs(a).max()
 
 
 @pytest.mark.parametrize(
     ("recipe", "platform", "lhs", "rhs", "result"),
     [
-        ("W4A8", "tpu", "i8", "i8", "i32"),
-        ("W4A4", "tpu", "i4", "i4", "i32"),
-        ("W4A4", "gpu", "i8", "i8", "i32"),
-        ("W=e4m3fn,A=e5m2", "gpu", "f8E5M2", "f8E4M3FN", "f32"),
+        ("W4A8", "tpu", "i8", "256x32xi8", "i32"),
+        ("W4A4", "tpu", "i4", "256x32xi4", "i32"),
+        ("W4A4", "gpu", "i8", "32x256xi8", "i32"),
+        ("W=e4m3fn,A=e5m2", "gpu", "f8E5M2", "32x256xf8E4M3FN", "f32"),
     ],
 )
 def test_native_products_multiply_codes(recipe, platform, lhs, rhs, result):
     native, grids = bind(parse_recipe(recipe), 1, {}, execution="native", platform=platform)
     layer = jax.tree.map(lambda leaf: leaf[0], grids["qkv"])
     text = jax.jit(lambda x, w: dot_general(native, "qkv", layer)(x, w, DN)).lower(X, W).as_text()
-    assert f"(tensor<64x256x{lhs}>, tensor<32x256x{rhs}>) -> tensor<64x32x{result}>" in text
+    assert f"(tensor<64x256x{lhs}>, tensor<{rhs}>) -> tensor<64x32x{result}>" in text
 
 
 @pytest.mark.parametrize(

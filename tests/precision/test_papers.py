@@ -241,9 +241,12 @@ def test_random_signs_leave_the_product():
 
 def test_both_kernels_have_the_same_gradients_where_the_backward_pass_is_unquantized():
     """The fused kernel's gradients are of the quantized operands: it is not used where the others are asked for."""
-    from precisionlm.model.attention import Attention
+    from precisionlm.model.fused import Kernel, fitting
 
-    for backward, fused in (("quantized", True), ("unquantized", False)):
-        structure, _ = bind(parse_recipe("KV4"), 1, {}, backward)
-        assert Attention(MODEL, structure, "cudnn")._fusible() is fused
-    assert Attention(MODEL, bind(parse_recipe("W4"), 1, {}, "unquantized")[0], "cudnn")._fusible()
+    for recipe, backward, kernel in (
+        ("KV4", "quantized", "cudnn"),
+        ("KV4", "unquantized", "xla"),
+        ("W4", "unquantized", "cudnn"),
+    ):
+        structure, _ = bind(parse_recipe(recipe), 1, {}, backward)
+        assert fitting(Kernel("cudnn"), MODEL, structure, 32, 1).name == kernel
