@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 
 from precisionlm.cluster.processes import SharedClock, on_first
 from precisionlm.config import TrainingConfig
@@ -80,7 +81,7 @@ class Training:
                 self._recorder.settle()
                 self._recorder.window.before(step)
             begun = time.monotonic()
-            tokens = place(next(self._batches)["tokens"], run.program)
+            tokens = place(self._next_tokens(step), run.program)
             with jax.transfer_guard_host_to_device("disallow"):
                 self._state, metrics = step_fn(self._state, tokens, grids, hyper, seed)
             self._recorder.settle()
@@ -102,6 +103,17 @@ class Training:
             return self._evaluations()
         except PreemptedError:
             self._stop(steps)
+
+    def _next_tokens(self, step: int) -> np.ndarray:
+        """The batch of a step. Where its bucket cannot be reached, the steps before it are saved first, by a process
+        that is alone: several would wait for each other."""
+        try:
+            return next(self._batches)["tokens"]
+        except PreemptedError:
+            if jax.process_count() == 1:
+                self._save(step - 1)
+                self._checkpoints.wait()
+            raise
 
     def _evaluations(self) -> list[dict[str, Any]]:
         """The final evaluation at the precision trained at, and without quantization if asked for."""
