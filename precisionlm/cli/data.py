@@ -1,4 +1,4 @@
-"""The verbs of training text: data prepare."""
+"""The verbs of training text: data prepare, adopt, verify, inspect."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from precisionlm.json_text import dumps
 
 
 def add_data(verbs: Any) -> None:
-    """Register data prepare."""
+    """Register data prepare, adopt, verify, inspect."""
     data = verbs.add_parser("data", help="Prepare training text", allow_abbrev=False)
     data_verbs = data.add_subparsers(required=True, metavar="VERB")
     prepare = add_verb(
@@ -44,6 +44,46 @@ def add_data(verbs: Any) -> None:
     prepare.add_argument("--workers", type=int, help="processes that encode; as many as cores if absent")
     prepare.add_argument("--dry-run", action="store_true", help="read and count everything, write nothing")
     prepare.add_argument("--json", action="store_true", help="print meta.json")
+
+    adopt = add_verb(
+        data_verbs,
+        "adopt",
+        _data_adopt,
+        "Take token files that others made (nanoGPT, llm.c .bin, Megatron .bin/.idx, OLMo .npy, datatrove .ds) as they "
+        "lie:\nwrites an index and a tokenizer, copies no tokens.",
+        "precisionlm data adopt tokens/*.npy --out data/mix --tokenizer dolma2.json",
+    )
+    adopt.add_argument("files", nargs="+", help="token files, in their order; side files are found beside them")
+    adopt.add_argument("--out", required=True, type=Path, help="folder for meta.json; may hold the files themselves")
+    adopt.add_argument("--tokenizer", type=Path, help="tokenizer.json that made the tokens")
+    adopt.add_argument("--eos-id", type=int, help="end-of-text id, if the tokenizer does not tell it")
+    adopt.add_argument("--dtype", choices=("uint16", "uint32"), help="of bare numbers; by the vocabulary if absent")
+    adopt.add_argument("--validation", nargs="+", help="files of validation tokens")
+    adopt.add_argument("--validation-tokens", type=int, help="without those: the last so many; one in 128 if absent")
+    adopt.add_argument("--json", action="store_true", help="print meta.json")
+
+    verify = add_verb(
+        data_verbs,
+        "verify",
+        _data_verify,
+        "Read every byte of prepared folders and compare hashes, ranges and counts with their records.",
+        "precisionlm data verify data/stdlib",
+    )
+    verify.add_argument("path", nargs="+", help="prepared folder, or its URL")
+    verify.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+    inspect = add_verb(
+        data_verbs,
+        "inspect",
+        _data_inspect,
+        "Print what is in a prepared folder: counts, lengths of documents, some of them decoded.",
+        "precisionlm data inspect data/stdlib --samples 3",
+    )
+    inspect.add_argument("path", help="prepared folder, or its URL")
+    inspect.add_argument("--samples", type=int, default=2, help="documents to print of each split")
+    inspect.add_argument("--seed", type=int, default=0, help="by which they are drawn")
+    inspect.add_argument("--characters", type=int, default=300, help="of each")
+    inspect.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def _data_prepare(args: argparse.Namespace) -> int:
@@ -102,3 +142,71 @@ def _counted(counts: dict[str, Any]) -> str:
     if lost := counts.get("lost_text"):
         parts.append(f"text lost in {lost['changed']:,} of {lost['sampled']:,} documents decoded again")
     return ", ".join(parts)
+
+
+def _data_adopt(args: argparse.Namespace) -> int:
+    from precisionlm.data.adopt import adopt
+    from precisionlm.progress import reporting
+
+    with reporting("adopt") as report:
+        meta = adopt(
+            args.files,
+            args.out,
+            args.tokenizer,
+            args.eos_id,
+            args.dtype,
+            args.validation,
+            args.validation_tokens,
+            lambda text, done, total: report(done / total if total else 0.0, text),
+        )
+    text = (
+        f"{args.out}: {meta.train.tokens:,} training and {meta.validation.tokens:,} validation tokens of "
+        f"{meta.train.documents + meta.validation.documents:,} documents in {len(meta.train.shards)} files "
+        f"({meta.source}, {meta.dtype}), where they lie"
+    )
+    print(dumps(meta.as_json()) if args.json else text)
+    return DONE
+
+
+def _data_verify(args: argparse.Namespace) -> int:
+    from precisionlm.data.dataset import Dataset
+    from precisionlm.progress import reporting
+
+    found = []
+    for path in args.path:
+        dataset = Dataset.open(path, cache_bytes=0)
+        with reporting("verify") as report:
+            dataset.verify(lambda done, total: report(done / total, str(path)))  # noqa: B023
+        meta = dataset.meta
+        found.append({"path": path, "train": meta.train.tokens, "validation": meta.validation.tokens})
+        if not args.json:
+            print(f"{path}: all {meta.train.tokens + meta.validation.tokens:,} tokens are those of its record")
+    if args.json:
+        print(dumps(found))
+    return DONE
+
+
+def _data_inspect(args: argparse.Namespace) -> int:
+    from precisionlm.data.dataset import Dataset
+    from precisionlm.data.inspect import inspect
+
+    if args.samples < 0 or args.seed < 0 or args.characters < 1:
+        raise UserError("--samples and --seed must be at least 0, --characters at least 1")
+    found = inspect(Dataset.open(args.path, cache_bytes=0), args.samples, args.seed, args.characters)
+    if args.json:
+        print(dumps(found))
+        return DONE
+    print(
+        f"{found['path']}: {found['vocab_size']:,} entries, {found['dtype']}, end-of-text {found['eos_id']} "
+        f"({found['eos']}), tokenizer {found['tokenizer']}, from {found['source']}"
+    )
+    for split in ("train", "validation"):
+        of = found[split]
+        lengths = ", ".join(f"{name} {value:,.0f}" for name, value in of["lengths"].items())
+        print(
+            f"{split}: {of['tokens']:,} tokens, {of['documents']:,} documents, {of['shards']} files, sha256 "
+            f"{of['sha256'][:12]}; lengths: {lengths}"
+        )
+        for sample in of["samples"]:
+            print(f"  document {sample['document']:,}, {sample['tokens']:,} tokens: {sample['text']!r}")
+    return DONE

@@ -47,7 +47,8 @@ class Dataset:
         path = path if is_url(path) else Path(path)
         meta = Meta.read(path)
         where = joined(path, META_FILE)
-        if meta.dtype != (dtype := token_dtype(meta.vocab_size)):
+        wider = bool(meta.train.shards) and meta.dtype == "uint32"  # others may have written more than is needed
+        if meta.dtype != (dtype := token_dtype(meta.vocab_size)) and not wider:
             raise UserError(f"{where}: dtype is {meta.dtype}, a vocabulary of {meta.vocab_size} is stored as {dtype}")
         if meta.eos_id >= meta.vocab_size:
             raise UserError(f"{where}: eos_id {meta.eos_id} lies outside the vocabulary of {meta.vocab_size}")

@@ -37,18 +37,23 @@ class LongText:
 
     path: Path
 
-    def pieces(self) -> Iterator[str]:
-        """The text, in order."""
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
+
+    def pieces(self) -> Iterator[tuple[str, int]]:
+        """The text, in order, and the bytes of the file read so far."""
         decoder, done = codecs.getincrementaldecoder("utf-8-sig")(), 0
         with opened(self.path) as file:
             while data := file.read(1 << 20):
                 try:
-                    yield decoder.decode(data)
+                    yield decoder.decode(data), file.position()
                 except UnicodeDecodeError as error:
                     raise _not_utf8(self.path, done + error.start) from None
                 done += len(data)
             try:
-                yield decoder.decode(b"", final=True)
+                yield decoder.decode(b"", final=True), file.position()
             except UnicodeDecodeError:
                 raise _not_utf8(self.path, done) from None
 
@@ -67,7 +72,7 @@ class Document:
         """blake2b-64 of its UTF-8 text or uint32 tokens: independent of order, place and other documents."""
         found = hashlib.blake2b(digest_size=8)
         if isinstance(self.content, LongText):
-            for piece in self.content.pieces():
+            for piece, _ in self.content.pieces():
                 found.update(piece.encode())
         else:
             text = isinstance(self.content, str)

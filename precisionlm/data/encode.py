@@ -54,10 +54,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A record's ids, whole or in parts; none for one that goes to no split. last: with this part it ends."""
+    """A record's ids, whole or in parts; none for one that goes to no split. left: bytes of the source that its later
+    parts are of; last: with this part it ends."""
 
     item: Item
     ids: np.ndarray
+    left: int = 0
     last: bool = True
 
 
@@ -110,9 +112,10 @@ class Coder:
                 if batch:
                     yield self._batch(batch)
                     batch, length = [], 0
-                pieces = content.pieces() if isinstance(content, LongText) else iter([content])
-                for start, text, last in _windows(pieces):
-                    yield (item, start, text, last), _encode_window, text, self.check and start == 0
+                size = content.size if isinstance(content, LongText) else 0
+                pieces = content.pieces() if isinstance(content, LongText) else iter([(content, 0)])
+                for start, text, read, last in _windows(pieces):
+                    yield (item, start, text, size - read, last), _encode_window, text, self.check and start == 0
                 continue
             batch.append(item)
             length += len(content)
@@ -139,11 +142,11 @@ class Coder:
                 tokens = item.document.content if item.fate in SPLIT_FILES else _NONE
                 yield Encoded(item, next(encoded) if _is_text(item) else tokens)
             return
-        item, start, text, last = job
+        item, start, text, left, last = job
         if start == 0:
             stitcher[:] = [_Stitcher(self.tokenizer)]
         for ids in stitcher[0].add(start, text, found, last):
-            yield Encoded(item, ids, last=False)
+            yield Encoded(item, ids, left, last=False)
         if last:
             self.hard_cuts += stitcher[0].hard_cuts
             yield Encoded(item, _NONE)
@@ -210,18 +213,16 @@ def _firsts(spans: np.ndarray) -> np.ndarray:
     return (spans[0] >= ends) & (spans[1] > spans[0])
 
 
-def _windows(pieces: Iterator[str]) -> Iterator[tuple[int, str, bool]]:
-    """(first character, text, whether it is the last) of overlapping windows over a text in pieces."""
-    held, start = "", 0
-    for piece in pieces:
-        held += piece
-        while len(held) > 2 * WINDOW:
-            yield start, held[:WINDOW], False
-            held, start = held[WINDOW - OVERLAP :], start + WINDOW - OVERLAP
-    while len(held) > WINDOW:
-        yield start, held[:WINDOW], False
-        held, start = held[WINDOW - OVERLAP :], start + WINDOW - OVERLAP
-    yield start, held, True
+def _windows(pieces: Iterator[tuple[str, int]]) -> Iterator[tuple[int, str, int, bool]]:
+    """(first character, text, bytes read, whether it is the last) of overlapping windows over a text in pieces."""
+    held, start, read = "", 0, 0
+    for piece, read in pieces:
+        held, at = held + piece, 0
+        while len(held) - at > WINDOW:
+            yield start, held[at : at + WINDOW], read, False
+            at, start = at + WINDOW - OVERLAP, start + WINDOW - OVERLAP
+        held = held[at:]
+    yield start, held, read, True
 
 
 def _encode_texts(tokenizer: Tokenizer, texts: list[str], sampled: list[int]) -> tuple[list[np.ndarray], Loss]:

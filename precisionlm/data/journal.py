@@ -8,7 +8,7 @@ import shutil
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,24 @@ def read_journal(folder: Path, arguments: dict[str, Any]) -> Position | None:
 
 
 def write_journal(folder: Path, arguments: dict[str, Any], position: Position) -> None:
-    """Complete or not at all, after what it speaks of is on the disk."""
-    partial = folder / f".{_JOURNAL}"
-    with open(partial, "w") as file:
-        json.dump({"arguments": arguments, "position": asdict(position)}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(folder / _JOURNAL)
+    """After what it speaks of is on the disk."""
+    write_whole(folder / _JOURNAL, json.dumps({"arguments": arguments, "position": vars(position)}).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A small file, complete or not at all, on the disk. UserError: it cannot be written."""
+    partial = path.parent / f".{path.name}.partial"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        _sync(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _remove_traces(folder: Path) -> None:

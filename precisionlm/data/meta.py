@@ -78,8 +78,12 @@ class Meta:
                 del tree[split]["shards"]
         return tree if self.counts else {key: value for key, value in tree.items() if key != "counts"}
 
+    def text(self) -> str:
+        """The content of meta.json."""
+        return json.dumps(self.as_json(), indent=2) + "\n"
+
     def write(self, folder: Path) -> None:
-        (folder / META_FILE).write_text(json.dumps(self.as_json(), indent=2) + "\n")
+        (folder / META_FILE).write_text(self.text())
 
     @classmethod
     def read(cls, folder: Place) -> "Meta":

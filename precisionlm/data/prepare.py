@@ -164,8 +164,8 @@ def _tokenizer_sample(items: Iterable[Item], size: int | None, progress: Progres
             return
 
 
-def _first(pieces: Iterator[str], characters: int) -> Iterator[str]:
-    for piece in pieces:
+def _first(pieces: Iterator[tuple[str, int]], characters: int) -> Iterator[str]:
+    for piece, _ in pieces:
         yield piece
         characters -= len(piece)
         if characters <= 0:
@@ -210,7 +210,7 @@ class _Packing:
                 if writer is not None:
                     writer.append(encoded.ids)
                 if not encoded.last:
-                    progress("encode", item.position, size)
+                    progress("encode", item.position - encoded.left, size)
                     continue
                 if writer is not None:
                     writer.end()
