@@ -170,21 +170,22 @@ class _Stitcher:
         if self._before is not None:
             middle = (start + self._end) // 2
             joint = _joint(self._before, now, middle, (self._end - start) // 4)
-            if joint is None:
-                joint = self._hard(middle), 0
-                at = int(self._before[1][joint[0]]) if joint[0] < len(self._before[1]) else self._end
+            if joint is None or not joint[2]:
+                self.hard_cuts += 1
+            if joint is None:  # the text is encoded anew from where a token of the window before begins
+                i = self._token_at(middle)
+                at = int(self._before[1][i]) if i < len(self._before[1]) else self._end
                 (ids, spans), _ = _encode_window(self._tokenizer, text[at - start :], False)
-                now = (ids, spans[0] + at, _firsts(spans))
+                now, joint = (ids, spans[0] + at, _firsts(spans)), (i, 0, False)
             yield self._before[0][: joint[0]]
             now = tuple(array[joint[1] :] for array in now)  # type: ignore[assignment]
         self._before, self._end = now, start + len(text)
         if last:
             yield now[0]
 
-    def _hard(self, middle: int) -> int:
-        """The token of the window before to begin anew with."""
+    def _token_at(self, middle: int) -> int:
+        """The first token of the window before that begins there or later."""
         assert self._before is not None
-        self.hard_cuts += 1
         firsts = np.flatnonzero(self._before[2] & (self._before[1] >= middle))
         return int(firsts[0]) if len(firsts) else len(self._before[0])
 
@@ -193,18 +194,20 @@ def _is_text(item: Item) -> bool:
     return item.fate in SPLIT_FILES and isinstance(item.document.content, str)
 
 
-def _joint(before: Any, now: Any, middle: int, reach: int) -> tuple[int, int] | None:
-    """(token of the one, token of the other) nearest to a character where two windows agree."""
+def _joint(before: Any, now: Any, middle: int, reach: int) -> tuple[int, int, bool] | None:
+    """(token of the one, token of the other, whether they agree around it) nearest to a character where tokens of both
+    windows begin; None where none do."""
     (ids_a, starts_a, firsts_a), (ids_b, starts_b, firsts_b) = before, now
     near_a = np.flatnonzero(firsts_a & (abs(starts_a - middle) <= reach))
     near_b = np.flatnonzero(firsts_b & (abs(starts_b - middle) <= reach))
     shared, a, b = np.intersect1d(starts_a[near_a], starts_b[near_b], return_indices=True)
-    for k in np.argsort(abs(shared - middle), kind="stable"):
-        i, j = int(near_a[a[k]]), int(near_b[b[k]])
-        around = min(_AGREE, i, j)
-        if around and (ids_a[i - around : i + _AGREE] == ids_b[j - around : j + _AGREE]).all():
-            return i, j
-    return None
+    pairs = [(int(near_a[a[k]]), int(near_b[b[k]])) for k in np.argsort(abs(shared - middle), kind="stable")]
+    for agree in (_AGREE, 1):
+        for i, j in pairs:
+            after = min(agree, len(ids_a) - i, len(ids_b) - j)
+            if min(i, j) >= agree and (ids_a[i - agree : i + after] == ids_b[j - agree : j + after]).all():
+                return i, j, True
+    return (*pairs[0], False) if pairs else None
 
 
 def _firsts(spans: np.ndarray) -> np.ndarray:

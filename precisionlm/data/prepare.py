@@ -23,6 +23,7 @@ Progress = Callable[[str, int, int | None], None]
 
 TOKENIZER_BYTES = 100_000_000  # of training text that a tokenizer is trained on: merges hardly change beyond
 _TRAINING_PIECE = 1 << 16  # characters of a long text that a tokenizer is trained on at once
+_UNSPACED = 1 << 20  # characters of text without spaces that a tokenizer is trained on
 JOURNAL_SECONDS = 15.0  # between two journals
 _POOL_BYTES = 1 << 23  # of sources from which on several processes are worth their start
 
@@ -149,31 +150,36 @@ def _tokenizer(
 
 
 def _tokenizer_sample(items: Iterable[Item], size: int | None, progress: Progress) -> Iterator[str]:
-    """Training texts up to TOKENIZER_BYTES of source. Held-out text must not shape the vocabulary."""
+    """Training texts up to TOKENIZER_BYTES of source. Held-out text must not shape the vocabulary. Of text almost
+    without spaces, of which the trainer would hold every character of every word, no more than _UNSPACED."""
     total = TOKENIZER_BYTES if size is None else min(size, TOKENIZER_BYTES)
+    unspaced = 0
     for item in items:
         content, position = item.document.content, item.position
-        if item.fate == "train" and isinstance(content, LongText):
-            for piece in _first(content.pieces(), TOKENIZER_BYTES):
-                yield from _short(piece)
-        elif item.fate == "train":
-            assert isinstance(content, str)
-            yield from [content] if len(content) <= BATCH else _short(content)
+        if item.fate == "train":
+            assert isinstance(content, str | LongText)
+            for text in _pieces(content):
+                if len(text) >= _TRAINING_PIECE and len(text.split(None, len(text) // 256)) <= len(text) // 256:
+                    unspaced += len(text)
+                    if unspaced > _UNSPACED:
+                        continue
+                yield text
         progress("train tokenizer", min(position, total), total)
         if position >= TOKENIZER_BYTES:
             return
 
 
-def _first(pieces: Iterator[tuple[str, int]], characters: int) -> Iterator[str]:
-    for piece, _ in pieces:
-        yield piece
-        characters -= len(piece)
-        if characters <= 0:
+def _pieces(content: "str | LongText") -> Iterator[str]:
+    """A document as a tokenizer is trained on it: whole, or the beginning of a long one in pieces."""
+    if isinstance(content, str) and len(content) <= BATCH:
+        yield content
+        return
+    left = TOKENIZER_BYTES
+    for text in [content] if isinstance(content, str) else (piece for piece, _ in content.pieces()):
+        yield from (text[start : start + _TRAINING_PIECE] for start in range(0, len(text), _TRAINING_PIECE))
+        left -= len(text)
+        if left <= 0:
             return
-
-
-def _short(text: str) -> Iterator[str]:
-    yield from (text[start : start + _TRAINING_PIECE] for start in range(0, len(text), _TRAINING_PIECE))
 
 
 class _Packing:
