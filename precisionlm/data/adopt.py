@@ -69,6 +69,8 @@ def adopt(
         "train": [Stretch(file, 0, file.tokens) for file in parts if file.tokens],
         "validation": [Stretch(file, 0, file.tokens) for file in held or [] if file.tokens],
     }
+    for file in (*parts, *(held or [])):
+        _check_ends(file, eos)
     if held is None:
         total = sum(file.tokens for file in parts)
         splits = _cut(splits["train"], total // 128 if validation_tokens is None else validation_tokens, eos)
@@ -159,7 +161,6 @@ def _split(
     whole, shards, done = hashlib.sha256(), [], 0
     for stretch in stretches:
         file, own, documents, last = stretch.file, hashlib.sha256(), 0, eos
-        _check_ends(file, eos)
         for block in stretch.blocks():
             if not 0 <= (worst := int(max(block.max(), -int(block.min())))) < vocab_size:
                 raise UserError(
