@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from precisionlm.data.documents import Document, LongText
 from precisionlm.data.meta import SPLIT_FILES
@@ -24,7 +25,7 @@ from precisionlm.data.tokenizer import first_change
 WINDOW, OVERLAP = 1 << 17, 1 << 12  # characters
 BATCH = 1 << 19  # characters of documents encoded at once
 _AGREE = 4  # tokens on both sides of a joint
-_SAMPLED = 64  # first documents that are decoded again; later, one in as many
+_FIRST, _SAMPLED = 16, 64  # documents that are decoded again: the first, then one in so many
 _AHEAD = 3  # jobs a worker
 _MOST = 1 << 16  # records of one job
 _NONE = np.empty(0, np.uint32)
@@ -128,7 +129,7 @@ class Coder:
     def _batch(self, batch: list[Item]) -> tuple[Any, Any, Any, Any]:
         texts = [item.document.content for item in batch if _is_text(item)]
         first, self._seen = self._seen, self._seen + len(texts)
-        sampled = [i for i in range(len(texts)) if first + i < _SAMPLED or (first + i) % _SAMPLED == 0]
+        sampled = [i for i in range(len(texts)) if first + i < _FIRST or (first + i) % _SAMPLED == 0]
         return batch, _encode_texts, texts, sampled if self.check else []
 
     def _finish(self, job: Any, result: Any, stitcher: "list[_Stitcher]") -> Iterator[Encoded]:
@@ -229,7 +230,7 @@ def _windows(pieces: Iterator[tuple[str, int]]) -> Iterator[tuple[int, str, int,
 
 
 def _encode_texts(tokenizer: Tokenizer, texts: list[str], sampled: list[int]) -> tuple[list[np.ndarray], Loss]:
-    found = [np.array(e.ids, np.uint32) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    found = [_ids(encoding) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     loss = Loss()
     for i in sampled:
         _compare(tokenizer, texts[i], found[i], loss)
@@ -239,10 +240,15 @@ def _encode_texts(tokenizer: Tokenizer, texts: list[str], sampled: list[int]) ->
 def _encode_window(tokenizer: Tokenizer, text: str, check: bool) -> tuple[tuple[np.ndarray, np.ndarray], Loss]:
     """(ids [n], first and last character of each [2, n])."""
     encoding, loss = tokenizer.encode(text, add_special_tokens=False), Loss()
-    ids = np.array(encoding.ids, np.uint32)
+    ids = _ids(encoding)
     if check:
         _compare(tokenizer, text, ids, loss)
-    return (ids, np.array(encoding.offsets, np.int64).reshape(-1, 2).T), loss
+    spans = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(ids))
+    return (ids, spans.reshape(-1, 2).T), loss
+
+
+def _ids(encoding: Encoding) -> np.ndarray:
+    return np.fromiter(encoding.ids, np.uint32, len(encoding))
 
 
 def _compare(tokenizer: Tokenizer, text: str, ids: np.ndarray, loss: Loss) -> None:
