@@ -26,7 +26,7 @@ def add_data(verbs: Any) -> None:
         nargs="+",
         help="files, folders, globs, .jsonl[.gz|.zst], packed .u16/.bin files, hf:DATASET, or stdlib (Python's source)",
     )
-    prepare.add_argument("--out", required=True, type=Path, help="folder to make")
+    prepare.add_argument("--out", required=True, help="folder to make")
     prepare.add_argument("--vocab-size", type=int, help="entries of the tokenizer to train")
     prepare.add_argument("--tokenizer", type=Path, help="tokenizer.json to use instead of training one")
     prepare.add_argument("--eos-id", type=int, help="end-of-text id of that tokenizer, if it cannot be told")
@@ -54,7 +54,7 @@ def add_data(verbs: Any) -> None:
         "precisionlm data adopt tokens/*.npy --out data/mix --tokenizer dolma2.json",
     )
     adopt.add_argument("files", nargs="+", help="token files, in their order; side files are found beside them")
-    adopt.add_argument("--out", required=True, type=Path, help="folder for meta.json; may hold the files themselves")
+    adopt.add_argument("--out", required=True, help="folder for meta.json; may hold the files themselves")
     adopt.add_argument("--tokenizer", type=Path, help="tokenizer.json that made the tokens")
     adopt.add_argument("--eos-id", type=int, help="end-of-text id, if the tokenizer does not tell it")
     adopt.add_argument("--dtype", choices=("uint16", "uint32"), help="of bare numbers; by the vocabulary if absent")

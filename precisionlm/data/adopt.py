@@ -12,6 +12,7 @@ from precisionlm.data.documents import Source
 from precisionlm.data.files import kind_by_name, kind_of
 from precisionlm.data.journal import write_whole
 from precisionlm.data.meta import DTYPES, META_FILE, TOKENIZER_FILE, Meta, Shard, Split
+from precisionlm.data.places import Place, on_a_disk
 from precisionlm.data.request import SMALLEST_SPLIT
 from precisionlm.data.token_files import Flags, TokenFile, described
 from precisionlm.data.tokenizer import end_of_text_id, load_tokenizer, neutralise, vocabulary_size
@@ -39,7 +40,7 @@ class Stretch:
 
 def adopt(
     files: Sequence[str],
-    out: Path,
+    out: Place,
     tokenizer: Path | None,
     eos_id: int | None = None,
     dtype: str | None = None,
@@ -54,7 +55,7 @@ def adopt(
     so that the folder can be moved as a whole; others by their absolute paths. UserError: what cannot be known and was
     not given, files that contradict their side files, documents that do not end with end-of-text.
     """
-    flags = Flags(dtype)
+    out, flags = on_a_disk(out), Flags(dtype)
     train = _found(files, flags)
     if tokenizer is None:
         names = sorted({str(file.tokenizer) for file in (described(p, 1, flags) for p in train) if file.tokenizer})

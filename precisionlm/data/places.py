@@ -29,6 +29,15 @@ def is_url(place: Place) -> bool:
     return "://" in str(place)
 
 
+def on_a_disk(out: Place) -> Path:
+    """The path of a folder to write. UserError: a URL."""
+    if is_url(out):
+        raise UserError(
+            f"{out}: prepared folders are written to a disk; copy it then as it is (gcloud storage cp -r, aws s3 sync)"
+        )
+    return Path(out)
+
+
 def joined(folder: Place, name: str) -> str:
     """The file of that name in a folder; a path from the root and a URL are themselves."""
     if is_url(name) or os.path.isabs(name):

@@ -13,6 +13,7 @@ from precisionlm.data.documents import LongText
 from precisionlm.data.encode import BATCH, Coder, Item
 from precisionlm.data.journal import Digests, Position, appearing_complete, read_journal, write_journal
 from precisionlm.data.meta import META_FILE, SPLIT_FILES, TOKENIZER_FILE, Meta, Split, sha256_of, token_dtype
+from precisionlm.data.places import on_a_disk
 from precisionlm.data.request import SMALLEST_SPLIT, Partition, Request
 from precisionlm.data.tokenizer import end_of_text_id, load_tokenizer, neutralise, train_bpe, vocabulary_size
 from precisionlm.data.writer import SplitWriter
@@ -42,7 +43,7 @@ def prepare(
     nothing. UserError: another request than the one `out` was made with, a source that is empty or not what it claims,
     a tokenizer that loses text, a split too small to be of use, a disk that is full.
     """
-    out = Path(out)
+    out = on_a_disk(out)
     parts, trained, arguments = request.checked()
     if (finished := _finished(out, arguments)) is not None:
         progress("already prepared", parts.size or 0, parts.size)
@@ -84,10 +85,11 @@ def preview(request: Request, out: str | Path, progress: Progress = lambda stage
     """What `prepare` would do with the same request: status (new, or done), files and bytes of the sources (None: a
     dataset of the hub), vocabulary, and, everything being read but nothing encoded, records by what becomes of them.
     Writes nothing. UserError as `prepare`."""
+    out = on_a_disk(out)
     parts, trained, arguments = request.checked()
     found: dict[str, Any] = {
         "out": str(out),
-        "status": "done" if _finished(Path(out), arguments) else "new",
+        "status": "done" if _finished(out, arguments) else "new",
         "files": len(parts.train.files) + (len(parts.held_out.files) if parts.held_out else 0),
         "bytes": parts.size,
         "vocab_size": vocabulary_size(trained) if trained else request.vocab_size,

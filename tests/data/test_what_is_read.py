@@ -223,6 +223,19 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
+def test_a_bucket_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.u16").write_bytes(b"")
+    for verb in (["prepare", "stdlib", "--vocab-size", "300"], ["prepare", "gs://b/text", "--vocab-size", "300"]):
+        assert main(["data", *verb, "--out", "gs://b/x"]) == 2
+    assert main(["data", "adopt", "a.u16", "--out", "gs://b/x"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("prepared folders are written to a disk; copy it then as it is") == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["a.u16"]
+
+
 def test_verify_and_inspect(prepared: Path, sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["data", "verify", str(prepared), str(sharded)]) == 0
     assert "tokens are those of its record" in capsys.readouterr().out
