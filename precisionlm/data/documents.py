@@ -14,7 +14,6 @@ import codecs
 import functools
 import hashlib
 import json
-import lzma
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from precisionlm.data.files import PACKED_SUFFIXES, kind_by_name, kind_of, named, opened
+from precisionlm.data.files import PACKED_SUFFIXES, UNREADABLE, kind_by_name, kind_of, named, opened
 from precisionlm.data.token_files import SIDE_SUFFIXES, Flags, documents_of
 from precisionlm.errors import UserError
 
@@ -156,7 +155,7 @@ class Source:
                     for text, position in _texts(path, kind, text_field):
                         if isinstance(text, LongText) or text or empty:
                             yield Document(text, start + min(position, size), number)
-            except (OSError, EOFError, lzma.LZMAError) as error:
+            except UNREADABLE as error:
                 raise UserError(f"{path} cannot be read: {error}") from None
             start += size
         if len(tail):

@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import sysconfig
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +20,8 @@ from precisionlm.errors import UserError
 FOLDER_SUFFIXES = {".txt", ".md", ".rst", ".py", ".jsonl", ".ndjson", ".json", ".parquet"}
 JSON_SUFFIXES = {".jsonl", ".ndjson", ".json"}
 PACKED_SUFFIXES = {".u16", ".u32", ".npy", ".bin", ".ds"}
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
+"""What reading raises of a file that is damaged, or not ours to read."""
 _STDLIB_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
 _SUFFIXES = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bzip2"}
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
@@ -66,11 +69,14 @@ def named(word: str) -> Iterator[tuple[Path, Path]]:
 
 
 def kind_of(path: Path) -> str:
-    """`packed`, `parquet`, `json lines`, `json array` or `text`. OSError, EOFError and LZMAError from reading."""
+    """`packed`, `parquet`, `json lines`, `json array` or `text`. UserError: it cannot be read."""
     if kind_by_name(path) in PACKED_SUFFIXES:
         return "packed"
-    with opened(path) as file:
-        head = file.read(_HEAD)
+    try:
+        with opened(path) as file:
+            head = file.read(_HEAD)
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
     if head.startswith(b"PAR1"):
         return "parquet"
     says_json = kind_by_name(path) in JSON_SUFFIXES

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from precisionlm.data.files import kind_by_name, opened
+from precisionlm.data.files import UNREADABLE, kind_by_name, opened
 from precisionlm.data.meta import DTYPES, token_dtype
 from precisionlm.errors import UserError
 
@@ -77,8 +77,11 @@ class TokenFile:
 def described(path: Path, vocab_size: int, flags: Flags) -> TokenFile:
     """What a file says of itself, its side files included. UserError: it contradicts itself or them."""
     suffix = kind_by_name(path)
-    with opened(path) as file:
-        head = file.read(_LLMC_HEADER)
+    try:
+        with opened(path) as file:
+            head = file.read(_LLMC_HEADER)
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
     if head.startswith(b"\x93NUMPY"):
         raise UserError(f"{path} has a numpy header; packed token files are bare numbers (array.tofile writes them)")
     if suffix == ".bin" and (index := path.with_suffix(".idx")).is_file():

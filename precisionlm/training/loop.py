@@ -10,6 +10,7 @@ import numpy as np
 
 from precisionlm.cluster.processes import SharedClock, on_first
 from precisionlm.config import TrainingConfig
+from precisionlm.data.source import Batch
 from precisionlm.errors import PreemptedError
 from precisionlm.precision.binding import Structure
 from precisionlm.storage.checkpoint import Checkpoints, folder_of
@@ -99,8 +100,9 @@ class Training:
             if evaluation_due(step):
                 self._evaluate_between(step)
         self._recorder.conclude()
+        batches = run.validation_batches()
         try:
-            return self._evaluations()
+            return self._evaluations(batches)
         except PreemptedError:
             self._stop(steps)
 
@@ -115,9 +117,9 @@ class Training:
                 self._checkpoints.wait()
             raise
 
-    def _evaluations(self) -> list[dict[str, Any]]:
+    def _evaluations(self, batches: list[Batch]) -> list[dict[str, Any]]:
         """The final evaluation at the precision trained at, and without quantization if asked for."""
-        run, params, batches = self._run, self._state["params"], self._run.validation_batches()
+        run, params = self._run, self._state["params"]
         found = {"trained": evaluate(run.program, params, batches, run.grids, self._interrupted)}
         if run.experiment.training.eval_bf16 and run.recipe.quantized():
             plain = replace(run.program, structure=Structure())

@@ -1,7 +1,9 @@
 """Content decides what a file is, every file is read once, and what was read is told."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -50,6 +52,18 @@ def test_compression_is_told_by_content(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl.gz").write_text(lines(["one"]))
     with pytest.raises(UserError, match="named as gzip, its content is not compressed"):
         texts(tmp_path / "b.jsonl.gz")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl.gz", "txt.gz", "jsonl.xz", "jsonl.bz2", "jsonl.zst", "u16.gz"])
+def test_a_damaged_file_is_one_line(suffix: str, tmp_path: Path) -> None:
+    compress = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}
+    compress["zst"] = lambda data: pa.compress(data, codec="zstd", asbytes=True)
+    whole = compress[suffix.split(".")[1]](lines([f"{n} {n * n}" for n in range(20_000)]).encode())
+    for damaged in (whole[: len(whole) // 2], whole[:60] + bytes(40) + whole[100:]):
+        (tmp_path / f"a.{suffix}").write_bytes(damaged)
+        with pytest.raises(UserError) as caught:
+            list(Source.resolve(tmp_path / f"a.{suffix}").documents("text", 60_000, 0))
+        assert f"a.{suffix}" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_text_that_begins_like_json_is_text(tmp_path: Path) -> None:
