@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def register() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prepared", type=Path)
     parser.add_argument("--latency-ms", type=float, default=20.0)
     parser.add_argument("--sequence-length", type=int, default=2048)
@@ -71,6 +72,9 @@ def main() -> None:
             ("cache filled", cache, 64.0),
             ("local folder", None, 0.0),
         ):
+            for thread in threading.enumerate():
+                if thread.name == "shards":  # what the measurement before has begun
+                    thread.join()
             Lag.requests, begun = 0, time.monotonic()
             found = measure(place if folder else args.prepared, *sizes, folder, gib)
             print(
