@@ -149,7 +149,10 @@ COLUMNS: tuple[Column, ...] = (
     Column("layers", "int", "transformer blocks"),
     Column("width", "int", "residual stream width"),
     Column("vocab_size", "int", "tokenizer entries"),
-    Column("dataset", "str", "sha256 of the training tokens, first 12 hex digits"),
+    Column(
+        "dataset", "str", "sha256 of the training tokens, first 12 hex digits; of a mixture, of its parts' and weights"
+    ),
+    Column("mixture", "str", "share, sha256, path and epochs of every part of a mixture; empty for one folder"),
     Column("validation", "str", "sha256 of the validation tokens, first 12 hex digits"),
     Column("tokenizer", "str", "sha256 of the tokenizer file, first 12 hex digits"),
     Column("flops", "float", "training FLOPs by formula, 16-bit-equivalent operations (count)"),

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import UnionType
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -69,12 +68,33 @@ class ModelConfig(Section):
         return self
 
 
-class DataConfig(Section):
-    """Packed tokens, made by `precisionlm data prepare`."""
+class MixturePart(Section):
+    """A prepared folder and how much of it."""
 
-    path: str = Field(description="folder with meta.json")
+    path: str = Field(description="as data.path")
+    weight: float = Field(gt=0, description="share of the sequences, relative to the other parts")
+
+
+class DataConfig(Section):
+    """Packed tokens, made by `precisionlm data prepare`: one folder, or several with weights (docs/data.md)."""
+
+    path: str | None = Field(None, description="folder with meta.json, on a disk or as gs://…, s3://…")
+    mixture: tuple[MixturePart, ...] | None = Field(None, description="folders with weights, instead of a path")
     sequence_length: int = Field(ge=2, description="tokens per sequence")
     unique_tokens: int | None = Field(None, ge=1, description="train on the first U tokens only; all if absent")
+    cache: str | None = Field(None, description="folder for shards of a bucket; ~/.cache/precisionlm/shards if absent")
+    cache_gib: float = Field(32.0, ge=0, description="GiB that it may hold; 0: read in ranges only")
+
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _parts(cls, parts: Any) -> Any:
+        return tuple(parts) if isinstance(parts, list) and parts else parts
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.mixture is None):
+            raise ValueError("key 'data.path' is missing" if self.path is None else "give either path or mixture")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -236,7 +256,14 @@ def to_yaml(experiment: Experiment) -> str:
     return yaml_text.dump(experiment.model_dump())
 
 
-_TEXTS = ("recipe", "path", "name", "weights_from", "folder")  # taken as they are (1e5 is a name too), but for null
+_TEXTS = (
+    "recipe",
+    "path",
+    "name",
+    "weights_from",
+    "folder",
+    "cache",
+)  # taken as they are (1e5 is a name too), but for null
 
 
 def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -288,7 +315,11 @@ def _explain(section: type[BaseModel], detail: ErrorDetails) -> str:
 
 def _keys_at(section: type[BaseModel], path: list[str]) -> dict[str, Any]:
     for part in path:
+        if part.isdigit():  # a place in a list of sections
+            continue
         annotation: Any = section.model_fields[part].annotation
-        section = get_args(annotation)[0] if isinstance(annotation, UnionType) else annotation
+        while not isinstance(annotation, type) or get_args(annotation):
+            annotation = get_args(annotation)[0]
+        section = annotation
         assert isinstance(section, type) and issubclass(section, BaseModel)
     return section.model_fields

@@ -20,7 +20,13 @@ SCHEMA = 2
 # Label, place, program and evaluation: by more than rounding none of them changes the weights that come out.
 _PROGRAM = {"unroll", "deterministic", "remat", "accumulate", "loss_chunks"}
 _EVALUATION = {"eval_tokens", "eval_every", "eval_bf16"}
-_NOT_IN_IDENTITY: Any = {"name": True, "mesh": True, "checkpoint": True, "tracking": True}
+_NOT_IN_IDENTITY: Any = {
+    "name": True,
+    "mesh": True,
+    "checkpoint": True,
+    "tracking": True,
+    "data": {"path", "mixture", "cache", "cache_gib"},  # its content is
+}
 
 
 def run_id(experiment: Experiment, dataset_hash: str) -> str:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from precisionlm.cli.data_bench import add_data_bench
 from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import DONE, UserError
 from precisionlm.json_text import dumps
@@ -45,6 +46,7 @@ def add_tools(verbs: Any) -> None:
 
     bench = verbs.add_parser("bench", help="Measure speed on the machine at hand", allow_abbrev=False)
     bench_verbs = bench.add_subparsers(required=True, metavar="VERB")
+    add_data_bench(bench_verbs)
     precision = add_verb(
         bench_verbs,
         "precision",

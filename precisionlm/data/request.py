@@ -7,8 +7,12 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from precisionlm.data.documents import Document, Source
-from precisionlm.data.meta import sha256_of
+from precisionlm.data.encode import Item
+from precisionlm.data.journal import Position
+from precisionlm.data.meta import DTYPES, sha256_of
+from precisionlm.data.token_files import Flags
 from precisionlm.data.tokenizer import load_tokenizer
+from precisionlm.data.writer import SHARD_TOKENS
 from precisionlm.errors import UserError
 
 SMALLEST_SPLIT = 1024  # tokens; a smaller split is of no use
@@ -36,17 +40,44 @@ class Partition:
         sizes = [self.train.size, self.held_out.size if self.held_out else 0]
         return None if None in sizes else sum(filter(None, sizes))
 
-    def documents(self, text_field: str, vocab_size: int, eos_id: int) -> Iterator[tuple[str, Document, int]]:
-        """(split, document, bytes of all sources read so far); a held-out source comes first, so that training
-        documents can end at any point."""
+    def items(
+        self, text_field: str, vocab_size: int, eos_id: int, since: Position | None = None, held: set[int] | None = None
+    ) -> Iterator[Item]:
+        """Every record and what becomes of it; a held-out source comes first, so that training documents can end at any
+        point, and what it holds does not train. since: where to go on, with the digests held out before."""
+        since, held = since or Position(), set() if held is None else held
         start = 0
-        if self.held_out is not None:
-            for document in self.held_out.documents(text_field, vocab_size, eos_id):
-                yield "validation", document, document.position
-            start = self.held_out.size or 0
-        for document in self.train.documents(text_field, vocab_size, eos_id):
-            hashed_out = self.held_out is None and document.in_validation(self.every)
-            yield "validation" if hashed_out else "train", document, start + document.position
+        for part, source in (("validation", self.held_out), ("train", self.train)):
+            if source is None or (part, since.part) == ("validation", "train"):
+                start += (source.size or 0) if source else 0
+                continue
+            done = (since.file, since.records) if part == since.part else (0, 0)
+            for file, number, document in _numbered(source, done, (text_field, vocab_size, eos_id)):
+                yield Item(self._fate(document, part, held), document, part, file, number, start + document.position)
+            start += source.size or 0
+
+    def _fate(self, document: Document, part: str, held: set[int]) -> str:
+        if document.is_empty:
+            return "empty"
+        if self.held_out is None:
+            return "validation" if document.in_validation(self.every) else "train"
+        if part == "validation":
+            held.add(document.digest)
+        return "held out of training" if part == "train" and document.digest in held else part
+
+
+def _numbered(
+    source: Source, done: tuple[int, int], arguments: tuple[str, int, int]
+) -> Iterator[tuple[int, int, Document]]:
+    """(file, record of that file, document) after (file, records); packed files are counted as one, since documents run
+    on from one into the next."""
+    file, number = (0 if source.packed else done[0]), 0
+    for document in source.documents(*arguments, first=file, empty=True):
+        if not source.packed and document.file != file:
+            file, number = document.file, 0
+        number += 1
+        if (file, number) > done:
+            yield file, number, document
 
 
 @dataclass(frozen=True)
@@ -54,7 +85,8 @@ class Request:
     """Either `vocab_size` trains a byte-level BPE on the training documents, or `tokenizer` names a Hugging Face
     tokenizer.json whose end-of-text id is `eos_id` (default: its well-known one). One document in `validation_every`,
     by hash of its content, is held out, unless `validation` names a source of its own. The training split ends with
-    the document that reaches `max_tokens` (count)."""
+    the document that reaches `max_tokens` (count). dtype: of token files that do not say it; allow_loss: a tokenizer
+    that does not give text back is counted in meta.json instead of refused; shard_tokens (count): of a file."""
 
     source: Sources
     vocab_size: int | None = None
@@ -64,10 +96,17 @@ class Request:
     validation_every: int = 128
     text_field: str = "text"
     max_tokens: int | None = None
+    dtype: str | None = None
+    allow_loss: bool = False
+    shard_tokens: int = SHARD_TOKENS
 
     def checked(self) -> tuple[Partition, Tokenizer | None, dict[str, object]]:
         """The sources found, the tokenizer read if one is given, and the arguments as `meta.json` records them.
         UserError: arguments that contradict each other, sources that are not there."""
+        if self.dtype not in (None, *DTYPES):
+            raise UserError(f"dtype is {self.dtype}; valid: {', '.join(DTYPES)}")
+        if self.shard_tokens < 1024:
+            raise UserError(f"shard_tokens is {self.shard_tokens}; it must be at least 1024")
         if (self.vocab_size is None) == (self.tokenizer is None):
             raise UserError("give either vocab_size, to train a tokenizer, or tokenizer, the file of one")
         if self.validation_every < 2:
@@ -77,13 +116,14 @@ class Request:
         if self.max_tokens is not None and self.max_tokens < SMALLEST_SPLIT:
             raise UserError(f"max_tokens is {self.max_tokens}; it must be at least {SMALLEST_SPLIT}")
         parts = Partition(
-            Source.resolve(self.source),
-            None if self.validation is None else Source.resolve(self.validation),
+            Source.resolve(self.source, Flags(self.dtype)),
+            None if self.validation is None else Source.resolve(self.validation, Flags(self.dtype)),
             self.validation_every,
         )
         if self.tokenizer is None and (parts.train.packed or (parts.held_out and parts.held_out.packed)):
             raise UserError("packed token files need `tokenizer`, the tokenizer.json that made them")
         trained = None if self.tokenizer is None else load_tokenizer(Path(self.tokenizer))
+        newer = {"dtype": self.dtype, "allow_loss": self.allow_loss, "shard_tokens": self.shard_tokens}
         return (
             parts,
             trained,
@@ -98,5 +138,7 @@ class Request:
                 "validation_every": self.validation_every,
                 "text_field": self.text_field,
                 "max_tokens": self.max_tokens,
+                # Absent where they are as they always were: folders made before are known again.
+                **{name: value for name, value in newer.items() if value != getattr(Request, name)},
             },
         )

@@ -49,6 +49,28 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"{path} is not a Hugging Face tokenizer.json: {error}") from None
 
 
+def neutralise(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Takes out what would change the tokens of a text: stored truncation and padding, and random merges. What it was,
+    in words."""
+    found = []
+    if (cut := tokenizer.truncation) is not None:
+        found.append(f"truncation to {cut['max_length']} tokens")
+        tokenizer.no_truncation()
+    if tokenizer.padding is not None:
+        found.append("padding")
+        tokenizer.no_padding()
+    if dropout := getattr(tokenizer.model, "dropout", None):
+        found.append(f"dropout {dropout:g} of merges")
+        tokenizer.model.dropout = None
+    return tuple(found)
+
+
+def first_change(before: str, after: str) -> str:
+    """Where two texts part, in words."""
+    at = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
+    return f"{before[max(at - 10, 0) : at + 20]!r} comes back as {after[max(at - 10, 0) : at + 20]!r}"
+
+
 def vocabulary_size(tokenizer: Tokenizer) -> int:
     """Largest id + 1 (ids may have holes, so this can exceed the number of entries)."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1

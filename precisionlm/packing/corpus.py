@@ -1,14 +1,17 @@
 """Training tokens for the runs of a pack: whole in device memory where they fit, else gathered on the host."""
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from precisionlm.data.source import Dataset, TrainBatches
+from precisionlm.data.dataset import Dataset
+from precisionlm.data.meta import DTYPES
+from precisionlm.data.places import Place
+from precisionlm.data.source import Data, TrainBatches
+from precisionlm.data.tokens import Tokens
 from precisionlm.packing.program import PackShape
 
 _SHARE = 0.25  # of a device's memory, which the corpus may take
@@ -18,11 +21,10 @@ _REMEMBERED = 4096  # batches of an order
 class Corpus:
     """The training split of a dataset, as `program.advance` takes it."""
 
-    def __init__(self, shape: PackShape, dataset: Dataset):
-        tokens = dataset.tokens("train")
-        fit = fits(shape.devices.devices.flat[0], tokens)
+    def __init__(self, shape: PackShape, dataset: Data):
+        fit = isinstance(dataset, Dataset) and fits(shape.devices.devices.flat[0], dataset.tokens("train"))
         self.on_device = _placed(dataset.path, dataset.meta.train.sha256, shape.shared) if fit else None
-        self._shape, self._dtype = shape, tokens.dtype
+        self._shape, self._dtype = shape, DTYPES[dataset.meta.dtype]
 
     def batches(self, wanted: list[tuple["Order", int] | None]) -> np.ndarray:
         """What the runs train on in their next K steps, [K, R, B] windows or [K, R, B, T + 1] tokens: of each run its
@@ -44,7 +46,7 @@ class Corpus:
 
 
 @lru_cache(1)
-def _placed(path: Path, sha256: str, sharding: NamedSharding) -> jax.Array:
+def _placed(path: Place, sha256: str, sharding: NamedSharding) -> jax.Array:
     """The tokens, once for all packs that train on them."""
     return jax.device_put(np.asarray(Dataset.open(path).tokens("train")), sharding)
 
@@ -61,7 +63,7 @@ class Order:
         return self.batches.get_state() | {"next_index": steps}
 
 
-def fits(device: jax.Device, tokens: np.ndarray) -> bool:
+def fits(device: jax.Device, tokens: np.ndarray | Tokens) -> bool:
     """Whether a device holds the tokens beside a pack; windows are found by int32 positions."""
     stats = device.memory_stats() or {}
     limit = stats.get("bytes_limit", tokens.nbytes / _SHARE)  # a CPU's memory holds them anyway

@@ -46,6 +46,5 @@ class Calibration:
         T = e.data.sequence_length
         there = unique_sequences(run.dataset, T, e.data.unique_tokens)
         chosen = np.sort(np.random.default_rng(self.seed).choice(there, self.sequences, replace=False))
-        split = run.dataset.tokens("train")
-        windows = np.stack([split[i * T : (i + 1) * T] for i in chosen]).astype(np.int32)
+        windows = run.train_batches().batch_of(chosen)["tokens"][:, :T]
         return list(windows.reshape(-1, size, T))

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from precisionlm.config import Experiment, load
-from precisionlm.data.source import Dataset
+from precisionlm.data.mixture import opened
 from precisionlm.errors import UserError, nearest
 from precisionlm.model.transformer import axis_sizes
 from precisionlm.precision.binding import bind
@@ -28,6 +28,9 @@ KEYS = (
     "precision.recipe",
     "precision.execution",
     "data.path",
+    "data.mixture",
+    "data.cache",
+    "data.cache_gib",
     "training.accumulate",
     "training.loss_chunks",
     "training.remat",
@@ -79,7 +82,7 @@ def request(folder: Path, overrides: Sequence[str], devices: list[jax.Device] | 
     check_overrides(overrides)
     directory = RunDirectory.at(folder)
     own, asked = load(folder / "config.yaml"), load(folder / "config.yaml", list(overrides))
-    data = Dataset.open(asked.data.path)
+    data = opened(asked.data)
     check_is_run(folder, own, data)
     run = prepare_run(asked, devices)
     _check_learned_scales(folder, run, own)

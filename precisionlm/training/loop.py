@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 
 from precisionlm.cluster.processes import SharedClock, on_first
 from precisionlm.config import TrainingConfig
+from precisionlm.data.source import Batch
 from precisionlm.errors import PreemptedError
 from precisionlm.precision.binding import Structure
 from precisionlm.storage.checkpoint import Checkpoints, folder_of
@@ -80,7 +82,7 @@ class Training:
                 self._recorder.settle()
                 self._recorder.window.before(step)
             begun = time.monotonic()
-            tokens = place(next(self._batches)["tokens"], run.program)
+            tokens = place(self._next_tokens(step), run.program)
             with jax.transfer_guard_host_to_device("disallow"):
                 self._state, metrics = step_fn(self._state, tokens, grids, hyper, seed)
             self._recorder.settle()
@@ -98,14 +100,26 @@ class Training:
             if evaluation_due(step):
                 self._evaluate_between(step)
         self._recorder.conclude()
+        batches = run.validation_batches()
         try:
-            return self._evaluations()
+            return self._evaluations(batches)
         except PreemptedError:
             self._stop(steps)
 
-    def _evaluations(self) -> list[dict[str, Any]]:
+    def _next_tokens(self, step: int) -> np.ndarray:
+        """The batch of a step. Where its bucket cannot be reached, the steps before it are saved first, by a process
+        that is alone: several would wait for each other."""
+        try:
+            return next(self._batches)["tokens"]
+        except PreemptedError:
+            if jax.process_count() == 1:
+                self._save(step - 1)
+                self._checkpoints.wait()
+            raise
+
+    def _evaluations(self, batches: list[Batch]) -> list[dict[str, Any]]:
         """The final evaluation at the precision trained at, and without quantization if asked for."""
-        run, params, batches = self._run, self._state["params"], self._run.validation_batches()
+        run, params = self._run, self._state["params"]
         found = {"trained": evaluate(run.program, params, batches, run.grids, self._interrupted)}
         if run.experiment.training.eval_bf16 and run.recipe.quantized():
             plain = replace(run.program, structure=Structure())

@@ -12,6 +12,7 @@ from precisionlm.cluster.hardware import model_flops_utilization
 from precisionlm.cluster.processes import on_first
 from precisionlm.config import Experiment
 from precisionlm.data import source
+from precisionlm.data.mixture import opened
 from precisionlm.errors import UserError
 from precisionlm.identity import SCHEMA, former_id, run_id
 from precisionlm.model.transformer import axis_sizes, parameter_counts
@@ -36,7 +37,7 @@ class Run:
     experiment: Experiment
     run_id: str
     former_id: str
-    dataset: source.Dataset
+    dataset: source.Data
     recipe: Recipe
     program: Program
     grids: Grids
@@ -54,8 +55,10 @@ class Run:
         return str(self.program.attention(self.experiment.data.sequence_length))
 
     def train_batches(self) -> source.TrainBatches:
-        """This process's share of the run's endless training batches, from the start."""
+        """This process's share of the run's endless training batches, from the start. Raises UserError for data that
+        is not what its record says, checked byte for byte once a machine."""
         e = self.experiment
+        self.dataset.verify_once()
         return source.train_batches(
             self.dataset,
             e.data.sequence_length,
@@ -117,8 +120,8 @@ def identified(experiment: Experiment) -> tuple[str, Experiment]:
     return run_id(experiment, _content(dataset)), experiment
 
 
-def _with_vocabulary(experiment: Experiment) -> tuple[Experiment, source.Dataset]:
-    dataset = source.Dataset.open(experiment.data.path)
+def _with_vocabulary(experiment: Experiment) -> tuple[Experiment, source.Data]:
+    dataset = opened(experiment.data)
     vocab_size = experiment.model.vocab_size or dataset.meta.vocab_size
     if vocab_size < dataset.meta.vocab_size:
         raise UserError(f"model.vocab_size {vocab_size} is less than the tokenizer's {dataset.meta.vocab_size} entries")
@@ -135,7 +138,7 @@ def check_schema(run: Run, folder: Path) -> None:
         )
 
 
-def check_is_run(folder: Path, experiment: Experiment, dataset: source.Dataset) -> None:
+def check_is_run(folder: Path, experiment: Experiment, dataset: source.Data) -> None:
     """Raises UserError where a run directory is not of this experiment on this data, by its name."""
     if folder.name == former_id(experiment, _content(dataset)):
         raise UserError(
@@ -146,7 +149,7 @@ def check_is_run(folder: Path, experiment: Experiment, dataset: source.Dataset) 
         raise UserError(f"{folder}: the data at {dataset.path} is not what this run was trained on")
 
 
-def _content(dataset: source.Dataset) -> str:
+def _content(dataset: source.Data) -> str:
     return dataset.meta.train.sha256 + dataset.meta.validation.sha256
 
 
@@ -225,6 +228,7 @@ def result_row(
         "width": e.model.width,
         "vocab_size": e.model.vocab_size,
         "dataset": run.dataset.meta.train.sha256[:12],
+        "mixture": source.described(run.dataset, e.data.sequence_length, tokens, unique),
         "validation": run.dataset.meta.validation.sha256[:12],
         "tokenizer": run.dataset.meta.tokenizer_sha256[:12],
         "flops": tokens * per_token,

@@ -1,11 +1,19 @@
+import hashlib
 import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from precisionlm.data.meta import DTYPES, SPLIT_FILES, Meta, Shard
 from precisionlm.data.prepare import prepare
 from precisionlm.data.request import Request
 from precisionlm.data.source import Dataset
+
+from .emulator import Lag, register
 
 
 def make_documents(count: int, seed: int = 0) -> list[str]:
@@ -39,3 +47,37 @@ def prepared(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def dataset(prepared: Path) -> Dataset:
     return Dataset.open(prepared)
+
+
+def cut(folder: Path, out: Path, shard_tokens: int) -> Path:
+    """A prepared folder with the same tokens in shards of so many."""
+    meta = Meta.read(folder)
+    shutil.copytree(folder, out)
+    splits = {}
+    for split, name in SPLIT_FILES.items():
+        tokens, shards = np.fromfile(out / name, DTYPES[meta.dtype]), []
+        (out / name).unlink()
+        for n, start in enumerate(range(0, len(tokens), shard_tokens)):
+            part = tokens[start : start + shard_tokens]
+            file = f"{split}-{n:05}.bin"
+            part.tofile(out / file)
+            ends = int(np.count_nonzero(part == meta.eos_id))
+            shards.append(Shard(file, len(part), ends, hashlib.sha256(part.tobytes()).hexdigest()))
+        splits[split] = replace(getattr(meta, split), shards=tuple(shards))
+    replace(meta, **splits).write(out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def sharded(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokens of `prepared` in many shards. Do not write here."""
+    return cut(prepared, tmp_path_factory.mktemp("sharded") / "tokens", 3000)
+
+
+@pytest.fixture
+def bucket() -> Iterator[type[Lag]]:
+    """The emulated bucket, without latency and failures."""
+    register()
+    Lag.latency, Lag.requests, Lag.failing = 0.0, 0, 0
+    yield Lag
+    Lag.latency, Lag.failing = 0.0, 0

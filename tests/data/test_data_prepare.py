@@ -248,7 +248,7 @@ def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UserError, match="vocabulary of only"):
         prepare(Request(tmp_path / "empty.jsonl", vocab_size=300), tmp_path / "out")
-    with pytest.raises(UserError, match=r"names no file with \.jsonl \.md"):
+    with pytest.raises(UserError, match=r"names no file with \.json \.jsonl \.md"):
         prepare(Request(tmp_path / "nothing", vocab_size=300), tmp_path / "out")
     with pytest.raises(UserError, match="names no file; give"):
         prepare(Request(str(tmp_path / "*.absent"), vocab_size=300), tmp_path / "out")
