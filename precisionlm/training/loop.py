@@ -13,6 +13,7 @@ from precisionlm.errors import PreemptedError
 from precisionlm.precision.binding import Structure
 from precisionlm.storage.checkpoint import Checkpoints, folder_of
 from precisionlm.storage.run_directory import RunDirectory
+from precisionlm.training.auditing import quantization_errors
 from precisionlm.training.evaluate import evaluate, place
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import Run, record_evaluation
@@ -66,6 +67,7 @@ class Training:
         """
         run, config, start = self._run, self._run.experiment.checkpoint, self._beginning.step
         steps, eval_every = run.experiment.training.steps, run.experiment.training.eval_every
+        errors_every = run.experiment.tracking.quantization_every
         numbers = (run.grids, hyperparameters(run.experiment), run.experiment.training.seed)
         grids, hyper, seed = everywhere(run.program, numbers)
         step_fn, clock = train_step(run.program), SharedClock(config.every_seconds)
@@ -81,6 +83,8 @@ class Training:
                 self._recorder.window.before(step)
             begun = time.monotonic()
             tokens = place(next(self._batches)["tokens"], run.program)
+            if errors_every is not None and step % errors_every == 0:
+                begun += self._measure_quantization(step, tokens)
             with jax.transfer_guard_host_to_device("disallow"):
                 self._state, metrics = step_fn(self._state, tokens, grids, hyper, seed)
             self._recorder.settle()
@@ -114,6 +118,14 @@ class Training:
             record_evaluation(self._directory, name, f"evaluations/{name}.npz", evaluation)
             for name, evaluation in found.items()
         ]
+
+    def _measure_quantization(self, step: int, tokens: jax.Array) -> float:
+        """Write down the quantization errors of a step about to be made; returns how long it took (s)."""
+        self._recorder.settle()
+        began = time.monotonic()
+        if found := quantization_errors(self._run, self._state, tokens):
+            self._recorder.log.write({"step": step, **found})
+        return time.monotonic() - began
 
     def _save(self, step: int) -> None:
         self._recorder.settle()  # a state after a diverged step must not become a checkpoint
