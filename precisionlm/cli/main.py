@@ -13,6 +13,7 @@ from precisionlm.cli.sweep import add_sweep
 from precisionlm.cli.tools import add_tools
 from precisionlm.cli.training import add_training
 from precisionlm.cli.verbs import add_verb, print_runs
+from precisionlm.cli.watch import add_watch
 from precisionlm.errors import BAD_INPUT, DIVERGED, DONE, PREEMPTED, DivergedError, PreemptedError, UserError
 from precisionlm.json_text import dumps
 
@@ -60,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_training(verbs)
     add_ptq(verbs)
     add_sweep(verbs)
+    add_watch(verbs)
 
     table = add_verb(
         verbs,
