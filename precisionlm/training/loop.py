@@ -59,9 +59,10 @@ class Training:
         if beginning.position:
             self._batches.set_state(beginning.position["data"])
 
-    def finish(self, evaluated: bool) -> list[dict[str, Any]]:
+    def finish(self, evaluated: bool, compiled: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
         """Every step that is left, then the final evaluations. evaluated: whether an evaluation due at the beginning is
-        in the log. Step n's metrics are read while step n + 1 runs, so the device never waits for the host.
+        in the log; compiled: called once the first step is under way. Step n's metrics are read while step n + 1 runs,
+        so the device never waits for the host.
 
         Raises DivergedError and PreemptedError, the latter after a checkpoint.
         """
@@ -87,6 +88,7 @@ class Training:
                 begun += self._measure_quantization(step, tokens)
             with jax.transfer_guard_host_to_device("disallow"):
                 self._state, metrics = step_fn(self._state, tokens, grids, hyper, seed)
+            compiled()
             self._recorder.settle()
             self._recorder.pending = Pending(step, begun, metrics)
             self._checkpoints.check()

@@ -101,7 +101,7 @@ def test_a_real_run_stopped_and_finished(experiment, tmp_path, capsys):
     (row,) = json.loads(capsys.readouterr().out)
     written = outcome.result.row
     assert (row["state"], row["step"], row["starts"]) == ("done", 12, 2)
-    assert row["goodput"] == pytest.approx(written["goodput"], rel=0.2)
+    assert written["goodput"] <= row["goodput"] <= 1  # that of the whole run counts its last evaluation too
     assert row["run_id"] == outcome.run_id and row["loss_spikes"] == []
 
 
