@@ -114,13 +114,14 @@ class Lifeline:
         with selectors.DefaultSelector() as selector:
             for peer in [Peer(self._woken, self._process), *self._peers]:
                 selector.register(peer, selectors.EVENT_READ, peer)
-            while True:
+            while selector.get_map():
                 left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
                 for key, _ in selector.select(left):
                     peer = key.data
                     messages = peer.receive()
                     if messages is None:
                         selector.unregister(peer)
+                        peer.close()
                         if peer.process not in self._codes:
                             self._end(f"process {peer.process} of {self._processes} is gone")
                     for message in messages or ():

@@ -9,6 +9,7 @@ import selectors
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 from precisionlm.cluster.lifeline import ALIKE, Lifeline, Peer
@@ -32,7 +33,9 @@ def meet(coordinator: str, processes: int, process: int, timeout: float) -> Life
 
 def _host(port: int, processes: int, timeout: float, deadline: float) -> Lifeline:
     guests: dict[int, Peer] = {}
-    with _listening(port, processes, deadline) as listening:
+    with ExitStack() as let_go:
+        listening = let_go.enter_context(_listening(port, processes, deadline))
+        let_go.callback(lambda: _close(guests))
         for peer, hello in _guests(listening, deadline):
             number, expected = hello["hello"], hello["processes"]
             wrong = (
@@ -45,20 +48,28 @@ def _host(port: int, processes: int, timeout: float, deadline: float) -> Lifelin
             if wrong:
                 for each in (peer, *guests.values()):
                     each.send(refused=wrong)
+                peer.close()
                 raise UserError(f"{wrong}; {_DIFFERENT}")
             peer.process, guests[number] = number, peer
             if len(guests) == processes - 1:
                 break
-    missing = sorted(set(range(1, processes)) - guests.keys())
-    if missing:
-        for peer in guests.values():
-            peer.send(missing=missing)
-        raise _missing(missing, processes, timeout)
+        missing = sorted(set(range(1, processes)) - guests.keys())
+        if missing:
+            for peer in guests.values():
+                peer.send(missing=missing)
+            raise _missing(missing, processes, timeout)
+        let_go.pop_all()
+        listening.close()
     with socket.create_server(("", 0)) as free:
         jax_port = free.getsockname()[1]
     for peer in guests.values():
         peer.send(go=jax_port)
     return Lifeline(0, processes, list(guests.values()), jax_port, [])
+
+
+def _close(guests: dict[int, Peer]) -> None:
+    for peer in guests.values():
+        peer.close()
 
 
 def _listening(port: int, processes: int, deadline: float) -> socket.socket:
@@ -104,15 +115,17 @@ def _visit(host: str, port: int, processes: int, process: int, timeout: float, d
             time.sleep(min(_AGAIN, left))
             continue
         peer.send(hello=process, processes=processes)
-        match _answer(peer, deadline):
+        answer = _answer(peer, deadline)
+        match answer:
             case [{"go": int(jax_port)}, *said]:
                 return Lifeline(process, processes, [peer], jax_port, said)
+        peer.close()
+        match answer:
             case [{"refused": str(wrong)}, *_]:
                 raise UserError(f"{wrong}; {_DIFFERENT}")
             case [{"missing": list(missing)}, *_]:
                 raise _missing(missing, processes, timeout)
         why = "whoever answers there is not process 0, or it ended"
-        peer.close()
         time.sleep(_AGAIN)
     raise PreemptedError(f"process 0 was not reached at {host}:{port} within {timeout:g} s: {why}")
 
