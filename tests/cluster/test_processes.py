@@ -50,12 +50,12 @@ def environment(tmp_path_factory):
     }
 
 
-def start_pair(environment, *words):
+def start_pair(environment, *words, program=("-m", "precisionlm")):
     """Both processes of one command."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "precisionlm", *map(str, words), "--coordinator", coordinator, "--processes", "2"]
+    command = [sys.executable, *program, *map(str, words), "--coordinator", coordinator, "--processes", "2"]
     return [
         subprocess.Popen(
             [*command, "--process", str(i)], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
