@@ -25,7 +25,7 @@ queue() {
 
 state() { queue describe --format 'value(state.state)' 2>/dev/null; }
 
-everywhere() { gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone "$TPU_ZONE" --worker=all --command "$1"; }
+everywhere() { gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone "$TPU_ZONE" --worker=all --command="$1"; }
 
 create() {
   local spot=()
