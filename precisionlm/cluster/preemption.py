@@ -11,6 +11,8 @@ from typing import Any
 
 from precisionlm.errors import PREEMPTED
 
+_ASKED = (signal.SIGTERM, signal.SIGINT)
+_OVER = b"\0"  # no signal's number
 _at_once: list[str] = []  # what to say, by whom nothing is lost; the innermost last
 
 
@@ -29,6 +31,21 @@ def end_at_once(line: str) -> None:
     """End the process as preempted, from any thread, whatever the others wait for."""
     os.write(2, f"preempted: {line}\n".encode())
     os._exit(PREEMPTED)
+
+
+def _deaf() -> None:
+    signal.set_wakeup_fd(-1)
+    _heard()
+
+
+def _heard() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKED)
+
+
+# A forked child must not tell its parent of the child's own signals, from its first moment on.
+os.register_at_fork(
+    before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _ASKED), after_in_parent=_heard, after_in_child=_deaf
+)
 
 
 class Interruption:
@@ -50,7 +67,7 @@ class Interruption:
         self._notes, self._note = os.pipe()
         os.set_blocking(self._note, False)
         self._previous_note = signal.set_wakeup_fd(self._note, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _ASKED:
             self._previous[number] = signal.signal(number, self._request)
         self._listener = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._listener.start()
@@ -60,8 +77,9 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_note)
-        os.close(self._note)
+        os.write(self._note, _OVER)
         self._listener.join()
+        os.close(self._note)
         os.close(self._notes)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
@@ -70,8 +88,8 @@ class Interruption:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def _listen(self) -> None:
-        while number := os.read(self._notes, 1):
-            if number[0] in (signal.SIGTERM, signal.SIGINT):
+        while (number := os.read(self._notes, 1)) != _OVER:
+            if number[0] in _ASKED:
                 self._requested = True
                 if _at_once:
                     end_at_once(_at_once[-1])

@@ -62,7 +62,7 @@ def _spikes(steps: np.ndarray, values: np.ndarray, floor: float, logarithmic: bo
     if logarithmic:
         usual = np.exp(usual)
     found: list[Spike] = []
-    for i in np.flatnonzero(above > LIMIT):
+    for i in map(int, np.flatnonzero(above > LIMIT)):
         step, value = int(steps[WINDOW + i]), float(values[WINDOW + i])
         if found and step - found[-1].last <= _APART:
             last = found[-1]

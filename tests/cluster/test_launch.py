@@ -20,7 +20,7 @@ from ..conftest import tiny_tree
 from .test_processes import ends, start_pair
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-STEPS = 200
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def config(tokens_folder, tmp_path_factory):
     tree["model"] |= {"layers": 1}
     tree["precision"] = {"recipe": "bf16"}
     tree["training"] |= {"steps": STEPS, "eval_tokens": 1000}
-    tree["checkpoint"] = {"every_steps": 10}
+    tree["checkpoint"] = {"every_steps": 20}
     path = tmp_path_factory.mktemp("config") / "run.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
