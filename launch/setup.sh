@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with the pinned dependencies (constraints.txt). Does nothing where that is already done.
-# PYTHON=/path/to/python chooses the interpreter; otherwise the newest tested one found is used.
+# PYTHON=/path/to/python chooses the interpreter; otherwise the newest tested one found is used. EXTRAS=tpu,gcs installs
+# those of pyproject.toml instead of dev.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -25,7 +26,8 @@ fi
 read -r -d '' describe <<'PYTHON_CODE' || true
 import hashlib, os, sys
 files = b"".join(open(name, "rb").read() for name in ("pyproject.toml", "constraints.txt"))
-print(os.path.realpath(sys.executable), sys.version.split()[0], os.getcwd(), hashlib.sha256(files).hexdigest())
+extras = os.environ.get("EXTRAS", "dev")
+print(os.path.realpath(sys.executable), sys.version.split()[0], os.getcwd(), extras, hashlib.sha256(files).hexdigest())
 PYTHON_CODE
 wanted=$("$python" -c "$describe")
 stamp=.venv/installed
@@ -36,5 +38,5 @@ fi
 echo "setup: installing into .venv with $("$python" --version) (a minute or two)"
 rm -f "$stamp"
 "$python" -m venv --clear .venv
-.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
+.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[${EXTRAS:-dev}]"
 echo "$wanted" >"$stamp"

@@ -209,6 +209,9 @@ class TrackingConfig(Section):
     profile_from: int | None = Field(None, ge=1, description="first step of a profiler trace; none if absent")
     profile_steps: int = Field(3, ge=1, description="steps of that trace")
     log_hlo: bool = Field(False, description="write the training step's StableHLO to the run directory")
+    quantization_every: int | None = Field(
+        None, ge=1, description="steps between measurements of every site's quantization error; none if absent"
+    )
 
 
 class Experiment(Section):

@@ -15,6 +15,12 @@ class PreemptedError(Exception):
     """The machine is being taken away; state is saved and a retry continues. Exit code 75."""
 
 
+def exit_code(error: BaseException) -> int | None:
+    """The exit code of an error of ours; None for any other."""
+    codes = {UserError: BAD_INPUT, DivergedError: DIVERGED, PreemptedError: PREEMPTED}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
+
+
 def nearest(word: str, valid: list[str]) -> str:
     """`; did you mean 'x'?` for the valid word closest to `word`, or the whole list if none is close."""
     import difflib

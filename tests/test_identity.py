@@ -41,6 +41,7 @@ def test_ids_of_before_are_found_again(tree):
         "--name other",
         "--mesh.fsdp 4",
         "--checkpoint.every_steps 3",
+        "--tracking.quantization_every 4",
         "--training.unroll 2",
         "--training.deterministic true",
         "--training.accumulate 4",

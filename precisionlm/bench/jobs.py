@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import precisionlm
+from precisionlm.cluster.children import parental
 from precisionlm.errors import UserError
 from precisionlm.storage.run_directory import read_metrics
 
@@ -50,7 +51,10 @@ class Place:
         }
         began = time.perf_counter()
         # In a folder of its own: Python looks for packages where it is started first.
-        done = subprocess.run(words, env=environment, cwd=self.root, capture_output=True, text=True)
+        with parental() as (variables, pass_fds):
+            done = subprocess.run(
+                words, env=environment | variables, pass_fds=pass_fds, cwd=self.root, capture_output=True, text=True
+            )
         seconds = time.perf_counter() - began
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()]

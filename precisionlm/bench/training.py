@@ -14,6 +14,7 @@ from typing import Any
 
 from precisionlm.bench.steps import experiment_of
 from precisionlm.bench.tokens import learned, random_dataset
+from precisionlm.cluster.children import parental
 from precisionlm.config import Experiment, to_yaml
 from precisionlm.errors import UserError
 from precisionlm.storage.run_directory import read_metrics
@@ -74,9 +75,17 @@ def _run(experiment: Experiment, root: Path, name: str, every: int | None) -> tu
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(root / "cache")}
     command = [sys.executable, "-m", "precisionlm", "train", str(config), "--out", str(out), "--json"]
     began, first, said = time.perf_counter(), None, []
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with (
+        parental() as (variables, pass_fds),
+        subprocess.Popen(
+            command,
+            env=environment | variables,
+            pass_fds=pass_fds,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
         assert process.stderr is not None and process.stdout is not None
         for line in process.stderr:
             said.append(line)

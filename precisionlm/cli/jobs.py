@@ -26,6 +26,9 @@ def add_job_arguments(verb: argparse.ArgumentParser) -> None:
     several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, instead of --distributed")
     several.add_argument("--processes", type=int, metavar="N", help="how many there are")
     several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    several.add_argument(
+        "--start-timeout", type=float, metavar="SECONDS", default=300.0, help="for all of them to come (300)"
+    )
 
 
 @contextmanager
@@ -38,13 +41,15 @@ def joined(
     from precisionlm.cluster.cloud_notice import CloudNotice
     from precisionlm.cluster.executables import keep_executables
 
-    processes.start(args.coordinator, args.processes, args.process, args.distributed)
-    keep_executables()
-    asked = [signalled]
-    with ExitStack() as until_done:
+    if not args.start_timeout > 0:
+        raise UserError(f"--start-timeout {args.start_timeout:g}: must be above 0")
+    where = processes.address(args.coordinator, args.processes, args.process, args.distributed, args.start_timeout)
+    with processes.joined(where, args.start_timeout) as lifeline, ExitStack() as until_done:
+        keep_executables()
+        asked = [signalled]
         for cloud in sorted({e.checkpoint.notice for e in experiments if e.checkpoint.notice and not args.dry_run}):
             asked.append(processes.on_all(partial(until_done.enter_context, CloudNotice(cloud))))
-        yield processes.agreed(lambda: any(ask() for ask in asked))
+        yield processes.agreed(lifeline, lambda: any(ask() for ask in asked))
 
 
 def reporting_first(title: str) -> AbstractContextManager[Any]:

@@ -14,12 +14,15 @@ from precisionlm.cli.sweep import add_sweep
 from precisionlm.cli.tools import add_tools
 from precisionlm.cli.training import add_training
 from precisionlm.cli.verbs import add_verb, print_runs
+from precisionlm.cli.watch import add_watch
+from precisionlm.cluster.children import end_with_parent
 from precisionlm.errors import BAD_INPUT, DIVERGED, DONE, PREEMPTED, DivergedError, PreemptedError, UserError
 from precisionlm.json_text import dumps
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    end_with_parent()
     # Imported libraries talk at INFO and WARNING about their own workings; a user reads ours.
     logging.getLogger("absl").setLevel(logging.ERROR)
     parser = build_parser()
@@ -62,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_ptq(verbs)
     add_hub(verbs)
     add_sweep(verbs)
+    add_watch(verbs)
 
     table = add_verb(
         verbs,

@@ -1,7 +1,7 @@
 """Accelerators by the name that jax gives them: peak rates, memory and links, for utilization and rooflines.
 
 Dense peaks (vendors' sparse figures halved), per device as jax counts devices (v5p: both cores of a chip are one).
-TPU: jax's own table (jax/_src/pallas/mosaic/tpu_info.py) for arithmetic and Google Cloud's system-architecture pages
+TPU: jax's own table (jax.experimental.pallas.tpu.TpuInfo) for arithmetic and Google Cloud's system-architecture pages
 (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e) for memory, bandwidth and links. NVIDIA: the A100 (2021), H100 (2023),
 H200 (2024), L4, L40S and DGX B200 data sheets.
 """

@@ -5,55 +5,123 @@ are process 0's. What one process alone can know (a file, a clock, a signal) is 
 since a process that goes another way leaves the others waiting in a collective.
 """
 
-import itertools
 import json
+import math
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from precisionlm.errors import UserError
+from precisionlm.cluster.lifeline import Lifeline
+from precisionlm.cluster.meeting import meet
+from precisionlm.cluster.preemption import nothing_to_lose
+from precisionlm.errors import DONE, PreemptedError, UserError, exit_code
 
 T = TypeVar("T")
 
+_BY_HAND = "give --coordinator, --processes and --process"
 _ROOM = 1024  # bytes; messages are padded to a multiple, so that few sizes are compiled
 
 
-def start(coordinator: str | None, processes: int | None, process: int | None, detect: bool) -> None:
-    """Join the other processes; nothing is done where no argument is given.
+@dataclass(frozen=True)
+class Address:
+    """Where a process stands among the others. coordinator: HOST:PORT at which they meet process 0; processes: how many
+    (count); process: which one this is, from 0; devices: the local ones that are its own, None for all."""
 
-    coordinator: HOST:PORT of process 0; processes: how many (count); process: which one this is, from 0. detect: find
-    all three out from Slurm, GKE, a TPU pod or Open MPI instead. Raises UserError for half of the arguments or where
-    nothing is detected.
+    coordinator: str
+    processes: int
+    process: int
+    devices: Sequence[int] | None = None
+
+
+def address(
+    coordinator: str | None, processes: int | None, process: int | None, detect: bool, timeout: float
+) -> Address | None:
+    """The arguments of a command as an address; None where none is given. detect: find all out from Slurm, GKE, a TPU
+    pod or Open MPI instead, which may take until the host of process 0 has a name, at most `timeout` (s).
+
+    Raises UserError for half of the arguments or where nothing is detected.
     """
     given = (coordinator, processes, process)
     if detect and any(word is not None for word in given):
         raise UserError("--distributed finds everything out; leave --coordinator, --processes and --process away")
+    if detect:
+        return _detected(timeout)
     if coordinator is None or processes is None or process is None:
         if any(word is not None for word in given):
             raise UserError("--coordinator HOST:PORT, --processes N and --process I belong together")
-        if not detect:
-            return
-    elif not 0 <= process < processes:
+        return None
+    if not 0 <= process < processes:
         raise UserError(f"--process {process}: must be at least 0 and below --processes {processes}")
-    elif not coordinator.rpartition(":")[0] or not coordinator.rpartition(":")[2].isdigit():
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
         raise UserError(f"--coordinator {coordinator}: must be HOST:PORT")
-    _keep_stdout_ours()
+    return Address(coordinator, processes, process)
+
+
+def _detected(timeout: float) -> Address:
+    # JAX's own detection, apart from what it does next: it has no public name.
+    from jax._src.clusters import ClusterEnv
+
     try:
-        if detect:
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(coordinator, processes, process, cluster_detection_method="deactivate")
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        hint = "give --coordinator, --processes and --process" if detect else "are all processes started?"
-        raise UserError(f"the processes did not find each other ({reason}); {hint}") from None
+        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, math.ceil(timeout))
+    except (ValueError, KeyError) as error:
+        raise UserError(f"--distributed: what the scheduler says cannot be read: {error!r}; {_BY_HAND}") from None
+    except RuntimeError as error:  # the name of process 0's host is not known yet
+        raise PreemptedError(f"the processes did not find each other within {timeout:g} s: {error}") from None
+    coordinator, processes, process, devices = found
+    if coordinator is None or processes is None or process is None:
+        raise UserError(f"--distributed: no Slurm, GKE, TPU pod or Open MPI is found here; {_BY_HAND}")
+    return Address(coordinator, processes, process, devices)
+
+
+@contextmanager
+def joined(where: Address | None, timeout: float) -> Iterator[Lifeline | None]:
+    """As one of several processes, from when all have met to the end; None for one alone.
+
+    timeout: for all to come (s). Raises PreemptedError where one does not, and UserError where they were started
+    differently. A process that ends by an error which the others do not have ends all of them as preempted.
+    """
+    if where is None:
+        yield None
+        return
+    _keep_stdout_ours()
+    with nothing_to_lose("stopped before all processes were there; the same command tries again"):
+        lifeline = None
+        port = int(where.coordinator.rpartition(":")[2])
+        if where.processes > 1:
+            lifeline = meet(where.coordinator, where.processes, where.process, timeout)
+            port = lifeline.port
+        # What JAX asks its preemption service, ours ask the lifeline: the service would take SIGTERM away from us.
+        jax.config.update("jax_enable_preemption_service", False)
+        host = where.coordinator.rpartition(":")[0]
+        jax.distributed.initialize(
+            f"{host}:{port}",
+            where.processes,
+            where.process,
+            None if where.devices is None else list(where.devices),
+            cluster_detection_method="deactivate",
+        )
+    if lifeline is None:
+        yield None
+        return
+    try:
+        yield lifeline
+    except BaseException as error:
+        code = exit_code(error)
+        if code is None:  # nobody waits for its traceback where all end at once
+            traceback.print_exception(error)
+        lifeline.leave(1 if code is None else code, f"{type(error).__name__}: {error}" if code is None else str(error))
+        raise
+    lifeline.leave(DONE, "")
 
 
 def _keep_stdout_ours() -> None:
@@ -121,24 +189,19 @@ def check_rows(mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def agreed(interrupted: Callable[[], bool]) -> Callable[[], bool]:
+def agreed(lifeline: Lifeline | None, interrupted: Callable[[], bool]) -> Callable[[], bool]:
     """`interrupted` on any process, as a decision that all take at the same poll.
 
-    All must poll the result equally often. A poll costs well under a microsecond: JAX's preemption service, which
-    takes SIGTERM over from `start` on, settles the poll at which all stop in the background, so that no step waits for
-    a collective. What `interrupted` knows itself (SIGINT) is passed on as SIGTERM.
+    All must poll the result equally often. A poll costs about a microsecond: the poll at which all stop is settled in
+    the background, so that no step waits for a collective.
     """
-    if not jax.distributed.is_initialized():
+    if lifeline is None:
         return interrupted
-    polls, passed_on, stop = itertools.count(1), False, False
 
     def poll() -> bool:
-        nonlocal passed_on, stop
-        if not passed_on and interrupted():
-            passed_on = True
-            os.kill(os.getpid(), signal.SIGTERM)
-        stop = stop or multihost_utils.reached_preemption_sync_point(next(polls))
-        return stop
+        if interrupted():
+            lifeline.ask_to_stop()
+        return lifeline.stops()
 
     return poll
 

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from precisionlm.cluster.children import end_with_parent, parental
 from precisionlm.cluster.hardware import chip_of
 from precisionlm.compiling.hlo import parse
 from precisionlm.compiling.hlo_costs import collectives, memory_traffic, products
@@ -73,15 +74,17 @@ def compile_for(
         answer = Path(folder) / "report.json"
         request = {"experiment": experiment.model_dump(), "topology": topology, "pack": pack, "answer": str(answer)}
         try:
-            worker = subprocess.run(
-                [sys.executable, "-m", __name__],
-                input=json.dumps(request),
-                env=os.environ | _ENVIRONMENT,
-                capture_output=True,
-                text=True,
-                timeout=timeout_seconds,
-                check=False,
-            )
+            with parental() as (variables, pass_fds):  # an interrupted command leaves no compiler behind
+                worker = subprocess.run(
+                    [sys.executable, "-m", __name__],
+                    input=json.dumps(request),
+                    env=os.environ | _ENVIRONMENT | variables,
+                    pass_fds=pass_fds,
+                    capture_output=True,
+                    text=True,
+                    timeout=timeout_seconds,
+                    check=False,
+                )
         except subprocess.TimeoutExpired:
             return _without_program(experiment, topology, TIMED_OUT, f"after {timeout_seconds:g} s of compiling")
         seconds = time.monotonic() - started
@@ -269,6 +272,7 @@ def _memory(m: Any) -> dict[str, float]:
 
 
 def _main() -> None:
+    end_with_parent()
     request = json.load(sys.stdin)
     try:
         found = _work(Experiment.model_validate(request["experiment"]), request["topology"], request["pack"])

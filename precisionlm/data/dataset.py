@@ -64,6 +64,12 @@ class Dataset:
             dataset._probe(split)
         return dataset
 
+    def tokenizer(self) -> bytes:
+        """Its tokenizer.json. Raises PreemptedError as `open` does."""
+        found = read_bytes(joined(self.path, TOKENIZER_FILE))
+        assert found is not None  # `open` has seen it
+        return found
+
     @property
     def parts(self) -> "tuple[tuple[int, Dataset], ...]":
         """(weight, folder): a folder is a mixture of itself."""

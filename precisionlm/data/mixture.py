@@ -40,6 +40,10 @@ class Mixture:
         tokens, documents = sum(split.tokens for _, split in splits), sum(split.documents for _, split in splits)
         return Split(tokens, documents, hashlib.sha256(content.encode()).hexdigest())
 
+    def tokenizer(self) -> bytes:
+        """The tokenizer.json of all parts. Raises PreemptedError as `Dataset.open` does."""
+        return self.parts[0][1].tokenizer()
+
     def verify_once(self) -> None:
         """As `Dataset.verify_once`, of every part."""
         for _, part in self.parts:

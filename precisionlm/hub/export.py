@@ -174,7 +174,7 @@ def _write_others(plan: Plan, folder: Path, more: dict[str, Any]) -> None:
     length, eos = run.experiment.data.sequence_length, meta.eos_id
     (folder / "config.json").write_text(dumps(plan.config, indent=2) + "\n")
     (folder / "generation_config.json").write_text(dumps({"eos_token_id": eos, "pad_token_id": eos}, indent=2) + "\n")
-    shutil.copyfile(run.dataset.path / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+    (folder / TOKENIZER_FILE).write_bytes(run.dataset.tokenizer())
     words = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": load_tokenizer(folder / TOKENIZER_FILE).id_to_token(eos),

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from precisionlm.cluster.preemption import nothing_to_lose
 from precisionlm.errors import PreemptedError
 from precisionlm.packing import saved
 from precisionlm.packing.corpus import Order
@@ -53,7 +54,11 @@ def train_pack(
     Raises UserError as `train` does, and PreemptedError as soon as `interrupted` says so: then the state of all members
     is on disk, and the same runs continue where they were.
     """
-    prepared.compile()
+    stopped = "stopped before a pack was compiled; the same command goes on"
+    with nothing_to_lose(stopped):
+        if interrupted():
+            raise PreemptedError(stopped)
+        prepared.compile()
     with (
         ThreadPoolExecutor(1, "results") as writer,  # one: orbax is not made for several at once
         ExitStack() as held,

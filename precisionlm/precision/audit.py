@@ -50,12 +50,8 @@ def report(
     operands = []
     for site, operand, scaling in structure.entries():
         cells = resolved[site][operand]
-        measured = {name: np.asarray(v, np.float64) for name, v in statistics[f"{site}.{operand}"].items()}
-        on = [i for i, cell in enumerate(cells) if cell is not None]
-        _check_values(
-            f"recipe '{recipe}': {operand} at '{site}'", scaling, cells, {k: v[on] for k, v in measured.items()}
-        )
-        mse, power = measured["mse"][on].mean(), measured["power"][on].mean()
+        measured = _quantized_layers(cells, statistics[f"{site}.{operand}"])
+        _check_values(f"recipe '{recipe}': {operand} at '{site}'", scaling, cells, measured)
         operands.append(
             {
                 "site": site,
@@ -65,10 +61,7 @@ def report(
                 "group": scaling.group or None,
                 "scale_type": scaling.scale_type,
                 "products": counts[f"{site}.{operand}"],
-                "clipped": float(measured["clipped"][on].mean()),
-                "zeros": float(measured["zeros"][on].mean()),
-                "mse": float(mse),
-                "relative_mse": float(mse / power) if power else 0.0,
+                **_over_layers(measured),
             }
         )
     return {
@@ -78,6 +71,28 @@ def report(
         "products": sum(entry["products"] for entry in operands),
         "operands": operands,
     }
+
+
+def errors(
+    recipe: Recipe, structure: Structure, statistics: Mapping[str, Mapping[str, Any]], layers: int
+) -> dict[str, dict[str, float]]:
+    """`site.operand` → the numbers of its entry in `report`: clipped, zeros, mse, relative_mse."""
+    resolved = recipe.resolve(layers)
+    return {
+        f"{site}.{operand}": _over_layers(_quantized_layers(resolved[site][operand], statistics[f"{site}.{operand}"]))
+        for site, operand, _ in structure.entries()
+    }
+
+
+def _quantized_layers(cells: Any, statistics: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The statistics in those layers that the recipe quantizes."""
+    on = [i for i, cell in enumerate(cells) if cell is not None]
+    return {name: np.asarray(values, np.float64)[on] for name, values in statistics.items()}
+
+
+def _over_layers(measured: Mapping[str, np.ndarray]) -> dict[str, float]:
+    clipped, zeros, mse, power = (float(measured[name].mean()) for name in ("clipped", "zeros", "mse", "power"))
+    return {"clipped": clipped, "zeros": zeros, "mse": mse, "relative_mse": mse / power if power else 0.0}
 
 
 def _check_values(where: str, scaling: Scaling, cells: Any, measured: Mapping[str, np.ndarray]) -> None:

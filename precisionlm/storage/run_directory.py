@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def read_metrics(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def last_metrics(path: Path, size: int = 1 << 16) -> list[dict[str, Any]]:
-    """The whole lines in the last `size` bytes of a metrics.jsonl, which may grow meanwhile."""
+    """The whole lines in JSON in the last `size` bytes of a metrics.jsonl, which may grow meanwhile."""
     try:
         with path.open("rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - size)
@@ -108,8 +108,11 @@ def last_metrics(path: Path, size: int = 1 << 16) -> list[dict[str, Any]]:
             content = file.read()
     except OSError:
         return []
-    lines = content.split(b"\n")[1 if start else 0 : -1]
-    return [json.loads(line) for line in lines if line]
+    found = []
+    for line in content.split(b"\n")[1 if start else 0 : -1]:
+        with suppress(ValueError):  # damaged; whoever resumes the run says so
+            found.append(json.loads(line))
+    return found
 
 
 def has_evaluation(path: Path, step: int) -> bool:

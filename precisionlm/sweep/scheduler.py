@@ -113,7 +113,7 @@ def _on_one_device(run: Run) -> Run | None:
     alone = jax.process_count() == 1 and e.mesh.replica in (1, -1) and e.mesh.fsdp in (1, -1) and e.mesh.tensor == 1
     plain = e.training.eval_every is None and e.checkpoint.folder is None and e.precision.execution == "simulated"
     track = e.tracking
-    silent = not (track.wandb_project or track.profile_from or track.log_hlo)
+    silent = not (track.wandb_project or track.profile_from or track.log_hlo or track.quantization_every)
     if not (alone and plain and silent):
         return None
     return prepare_run(e, jax.local_devices()[:1])

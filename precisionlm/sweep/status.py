@@ -86,11 +86,12 @@ def standings(experiments: Sequence[Experiment], out: Path) -> list[Standing]:
     for experiment in experiments:
         run_id, e = identified(experiment)
         if run_id not in found:
-            found[run_id] = _standing(run_id, e, RunDirectory(out, run_id))
+            found[run_id] = standing_of(run_id, e, RunDirectory(out, run_id))
     return list(found.values())
 
 
-def _standing(run_id: str, e: Experiment, directory: RunDirectory) -> Standing:
+def standing_of(run_id: str, e: Experiment, directory: RunDirectory) -> Standing:
+    """One run, from its directory; e: with its vocabulary's size. Raises UserError where a result cannot be read."""
     n = non_embedding_parameters(e.model)
     flops = e.tokens * training_flops_per_token(e.model, n, e.data.sequence_length)
 

@@ -44,11 +44,24 @@ def audit_run(
     structure, layers = run.program.structure, run.experiment.model.layers
     counts = marks.count_products(_traced_step(run, state, tokens).jaxpr) if products is None else products
     audit.check_applied(run.recipe, structure, counts)
-    measured = {}
-    if structure.sites:
-        expected = audit.expected_grids(run.recipe, structure, layers)
-        measured = jax.device_get((measure or _measuring(run.program))(_arguments(run, state, tokens), expected))
+    measured = _measured(run, state, tokens, measure) if structure.sites else {}
     return audit.report(run.recipe, structure, counts, measured, layers)
+
+
+def quantization_errors(run: Run, state: State, tokens: jax.Array) -> dict[str, float]:
+    """`quantization/site.operand/NAME` → clipped, zeros, mse and relative_mse, as in audit.json, in the training step
+    that takes these tokens from this state; the program is the audit's."""
+    if not run.program.structure.sites:
+        return {}
+    measured = _measured(run, state, tokens, None)
+    found = audit.errors(run.recipe, run.program.structure, measured, run.experiment.model.layers)
+    return {f"quantization/{at}/{name}": value for at, values in found.items() for name, value in values.items()}
+
+
+def _measured(run: Run, state: State, tokens: jax.Array, measure: Measure | None) -> Any:
+    """The statistics of every quantized operand, on the host."""
+    expected = audit.expected_grids(run.recipe, run.program.structure, run.experiment.model.layers)
+    return jax.device_get((measure or _measuring(run.program))(_arguments(run, state, tokens), expected))
 
 
 def lower_measure(run: Run) -> Any:
@@ -68,7 +81,7 @@ def _measuring(program: Program) -> Any:
         jaxpr = train_step(program).trace(*arguments).jaxpr
         return marks.statistics(jaxpr, expected, wanted, jax.tree.leaves(arguments))
 
-    # It runs once, so finding the fastest kernels would take longer than they save.
+    # It runs seldom, so finding the fastest kernels would take longer than they save.
     return jax.jit(measure, compiler_options={"xla_gpu_autotune_level": 0} if program.on_gpu else None)
 
 

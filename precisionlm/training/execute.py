@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 
+from precisionlm.cluster.preemption import nothing_to_lose
 from precisionlm.cluster.processes import check_rows, gather, is_first, on_all, on_first
 from precisionlm.config import Experiment, load, to_yaml
 from precisionlm.errors import DivergedError, PreemptedError, UserError
@@ -115,10 +116,27 @@ def _train(
     """Train from the newest checkpoint to the end; returns the result, also of a diverged run."""
     beginning = beginning_of(run, directory, checkpoints)
     on_first(lambda: provenance.append(directory, provenance.segment(run.program.mesh, run.attention, beginning.step)))
+    stopped = f"run {run.run_id} stopped after step {beginning.step}; the same command continues it"
+    with ExitStack() as compiling:
+        compiling.enter_context(nothing_to_lose(stopped))
+        return _train_from(beginning, run, directory, checkpoints, progress, interrupted, stopped, compiling.close)
+
+
+def _train_from(
+    beginning: Beginning,
+    run: Run,
+    directory: RunDirectory,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    interrupted: Callable[[], bool],
+    stopped: str,
+    compiled: Callable[[], None],
+) -> Result:
+    """stopped: what is said where the run stops before its first step; compiled: called after that is under way."""
 
     def stop_before_compiling() -> None:
         if interrupted():
-            raise PreemptedError(f"run {run.run_id} stopped after step {beginning.step}; the same command continues it")
+            raise PreemptedError(stopped)
 
     stop_before_compiling()
     checkpoints.prepare(beginning.state)
@@ -143,7 +161,7 @@ def _train(
         training = Training(run, directory, checkpoints, beginning, recorder, interrupted)
         try:
             evaluated = on_first(lambda: has_evaluation(directory.metrics, beginning.step))
-            evaluations = training.finish(evaluated)
+            evaluations = training.finish(evaluated, compiled)
         except DivergedError as error:
             status, reason, evaluations = "diverged", str(error), [diverged_evaluation()]
     checkpoints.wait()  # a finished run has its last checkpoint

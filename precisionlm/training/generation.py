@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tokenizers import Tokenizer
 
-from precisionlm.data.meta import TOKENIZER_FILE
-from precisionlm.data.tokenizer import load_tokenizer
 from precisionlm.errors import PreemptedError, UserError
 from precisionlm.model import cache as kept
 from precisionlm.precision.binding import Grids, leaks_future
@@ -122,7 +121,7 @@ def continued(
     one = ["--mesh.replica", "1", "--mesh.fsdp", "1", "--mesh.tensor", "1"]
     asked = request(folder, [*given, *one], jax.devices()[:1])
     run, directory = asked.run, asked.directory
-    tokenizer = load_tokenizer(run.dataset.path / TOKENIZER_FILE)
+    tokenizer = Tokenizer.from_buffer(run.dataset.tokenizer())
     tokens = [run.dataset.meta.eos_id, *tokenizer.encode(prompt).ids]
     check_can_generate(run, len(tokens), sampling)
     checkpoints = folder_of(directory, run.experiment.checkpoint)

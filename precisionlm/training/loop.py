@@ -15,6 +15,7 @@ from precisionlm.errors import PreemptedError
 from precisionlm.precision.binding import Structure
 from precisionlm.storage.checkpoint import Checkpoints, folder_of
 from precisionlm.storage.run_directory import RunDirectory
+from precisionlm.training.auditing import quantization_errors
 from precisionlm.training.evaluate import evaluate, place
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import Run, record_evaluation
@@ -60,14 +61,16 @@ class Training:
         if beginning.position:
             self._batches.set_state(beginning.position["data"])
 
-    def finish(self, evaluated: bool) -> list[dict[str, Any]]:
+    def finish(self, evaluated: bool, compiled: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
         """Every step that is left, then the final evaluations. evaluated: whether an evaluation due at the beginning is
-        in the log. Step n's metrics are read while step n + 1 runs, so the device never waits for the host.
+        in the log; compiled: called once the first step is under way. Step n's metrics are read while step n + 1 runs,
+        so the device never waits for the host.
 
         Raises DivergedError and PreemptedError, the latter after a checkpoint.
         """
         run, config, start = self._run, self._run.experiment.checkpoint, self._beginning.step
         steps, eval_every = run.experiment.training.steps, run.experiment.training.eval_every
+        errors_every = run.experiment.tracking.quantization_every
         numbers = (run.grids, hyperparameters(run.experiment), run.experiment.training.seed)
         grids, hyper, seed = everywhere(run.program, numbers)
         step_fn, clock = train_step(run.program), SharedClock(config.every_seconds)
@@ -83,8 +86,11 @@ class Training:
                 self._recorder.window.before(step)
             begun = time.monotonic()
             tokens = place(self._next_tokens(step), run.program)
+            if errors_every is not None and step % errors_every == 0:
+                begun += self._measure_quantization(step, tokens)
             with jax.transfer_guard_host_to_device("disallow"):
                 self._state, metrics = step_fn(self._state, tokens, grids, hyper, seed)
+            compiled()
             self._recorder.settle()
             self._recorder.pending = Pending(step, begun, metrics)
             self._checkpoints.check()
@@ -128,6 +134,14 @@ class Training:
             record_evaluation(self._directory, name, f"evaluations/{name}.npz", evaluation)
             for name, evaluation in found.items()
         ]
+
+    def _measure_quantization(self, step: int, tokens: jax.Array) -> float:
+        """Write down the quantization errors of a step about to be made; returns how long it took (s)."""
+        self._recorder.settle()
+        began = time.monotonic()
+        if found := quantization_errors(self._run, self._state, tokens):
+            self._recorder.log.write({"step": step, **found})
+        return time.monotonic() - began
 
     def _save(self, step: int) -> None:
         self._recorder.settle()  # a state after a diverged step must not become a checkpoint

@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from jax.experimental.pallas import tpu
 
 from precisionlm.cluster.hardware import CHIPS, chip_of, model_flops_utilization
 
@@ -22,11 +23,11 @@ def test_known_chips(kind, bf16, hbm):
 
 
 def test_tpu_peaks_agree_with_jaxs_own_table():
-    table = pytest.importorskip("jax._src.pallas.mosaic.tpu_info", reason="this jax has no table of TPU peaks")
-    for kind in ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite"):
-        version = table.chip_version_from_device_kind(kind)
-        cores = version.num_physical_tensor_cores_per_chip
-        per_core, ours = table._get_tpu_info_impl(version, cores), chip_of(kind)
+    kinds = {"TPU_V4": "TPU v4", "TPU_V5E": "TPU v5 lite", "TPU_V5P": "TPU v5", "TPU_V6E": "TPU v6 lite"}
+    for version, kind in kinds.items():
+        generation = tpu.ChipVersion[version]
+        cores, ours = generation.num_physical_tensor_cores_per_chip, chip_of(kind)
+        per_core = tpu.get_tpu_info_for_chip(generation, 1)
         assert ours.bf16 == pytest.approx(cores * per_core.bf16_ops_per_second, rel=0.01)
         if per_core.int8_ops_per_second:
             assert ours.int8 == pytest.approx(cores * per_core.int8_ops_per_second, rel=0.01)

@@ -50,12 +50,12 @@ def environment(tmp_path_factory):
     }
 
 
-def start_pair(environment, *words):
+def start_pair(environment, *words, program=("-m", "precisionlm")):
     """Both processes of one command."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "precisionlm", *map(str, words), "--coordinator", coordinator, "--processes", "2"]
+    command = [sys.executable, *program, *map(str, words), "--coordinator", coordinator, "--processes", "2"]
     return [
         subprocess.Popen(
             [*command, "--process", str(i)], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -97,8 +97,8 @@ def test_sigterm_to_one_stops_both_and_one_process_continues(tree, whole, enviro
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(tree))
     out = tmp_path / "runs"
-    pair = start_pair(environment, "train", config, "--out", out)
-    while not list(out.glob("*/metrics.jsonl")):
+    pair = start_pair(environment, "train", config, "--out", out, "--checkpoint.every_steps", 1)
+    while not list(out.glob("*/checkpoints/[0-9]*")):
         assert pair[0].poll() is None, ends(pair)
         time.sleep(0.05)
     pair[1].send_signal(signal.SIGTERM)
@@ -138,12 +138,14 @@ def test_two_processes_continue_what_one_began(tree, whole, environment, tmp_pat
         ((None, None, 0, False), "belong together"),
         (("host:1", 2, 2, False), "--process 2: must be at least 0 and below --processes 2"),
         (("host", 2, 0, False), "must be HOST:PORT"),
+        (("host:99999", 2, 0, False), "must be HOST:PORT"),
         (("host:1", None, None, True), "--distributed finds everything out"),
+        ((None, None, None, True), "--distributed: no Slurm, GKE, TPU pod or Open MPI is found here"),
     ],
 )
 def test_half_of_the_arguments_is_an_error(given, message):
     with pytest.raises(UserError, match=message):
-        processes.start(*given)
+        processes.address(*given, 300.0)
 
 
 def test_a_shared_clock_is_asked_at_doubling_distances_then_closer(monkeypatch):

@@ -1,14 +1,17 @@
 """Metrics beside the run directory's own: what goes where, and that nothing of it changes a run."""
 
+import json
 import math
 
 import pytest
 
-from precisionlm.config import TrackingConfig
-from precisionlm.errors import UserError
+from precisionlm.config import PrecisionConfig, TrackingConfig
+from precisionlm.errors import PreemptedError, UserError
 from precisionlm.storage.run_directory import read_metrics
 from precisionlm.training.execute import train
 from precisionlm.training.tracking import TrackedLog, trackers
+
+from ..conftest import StopAt
 
 
 def with_(experiment, **tracking):
@@ -30,6 +33,36 @@ def test_tensorboard_profile_and_hlo_change_no_run(experiment, tmp_path):
     assert list((tracked.path / "profile").rglob("*.xplane.pb"))
     written = next((tracked.path / "tensorboard").iterdir()).read_bytes()
     assert events and written.count(b"grad_norm") == 12 and b"loss" in written
+
+
+def errors_in(outcome):
+    """step → the line of quantization errors."""
+    lines = read_metrics(outcome.path / "metrics.jsonl")
+    return {line["step"]: line for line in lines if any(name.startswith("quantization/") for name in line)}
+
+
+def test_quantization_errors_of_every_site_are_those_of_the_steps_that_were_made(experiment, tmp_path):
+    plain, asked = train(experiment, tmp_path / "a"), with_(experiment, quantization_every=1)
+    every = train(asked, tmp_path / "b")
+    losses = [[x["loss"] for x in read_metrics(o.path / "metrics.jsonl") if "loss" in x] for o in (plain, every)]
+    assert plain.run_id == every.run_id and losses[0] == losses[1]
+    found = errors_in(every)
+    assert list(found) == list(range(1, 13)) and not errors_in(plain)
+    audit = json.loads((every.path / "audit.json").read_text())["operands"]
+    assert found[1] == {"step": 1} | {
+        f"quantization/{o['site']}.{o['operand']}/{name}": o[name]
+        for o in audit
+        for name in ("clipped", "zeros", "mse", "relative_mse")
+    }
+    assert found[12]["quantization/down.w/relative_mse"] != found[1]["quantization/down.w/relative_mse"] > 0
+    with pytest.raises(PreemptedError):
+        train(asked, tmp_path / "c", interrupted=StopAt(5))
+    assert errors_in(train(asked, tmp_path / "c")) == found  # a resumed run measures the same steps
+
+
+def test_without_quantization_there_are_no_errors_to_measure(experiment, tmp_path):
+    plain = experiment.model_copy(update={"precision": PrecisionConfig()})
+    assert errors_in(train(with_(plain, quantization_every=3), tmp_path)) == {}
 
 
 def test_lines_go_to_every_tracker_without_what_is_not_finite():
