@@ -101,7 +101,10 @@ def _scales_over_tokens(recipe: Recipe) -> bool:
 
 def former_id(experiment: Experiment, dataset_hash: str) -> str:
     """The run id of schema 1, by which run directories made before are recognized."""
-    later = {"training": {"unroll", "deterministic", "imported"}, "model": {"rope_scaling"}}  # keys it did not have
+    later = {
+        "training": {"unroll", "deterministic", "imported", "reduce_dtype"},
+        "model": {"rope_scaling"},
+    }  # keys it did not have
     tree = experiment.model_dump(exclude=_NOT_IN_IDENTITY | later)
     tree["data"]["path"] = dataset_hash
     if experiment.training.weights_from is not None:

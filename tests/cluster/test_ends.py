@@ -107,6 +107,7 @@ def test_a_process_that_fails_alone_ends_all_with_the_code_of_a_retry(config, en
     assert all(reason in errors for _, _, errors in found)
 
 
+@pytest.mark.long
 def test_sigterm_in_a_compilation_goes_at_once_and_loses_nothing(tree, environment, tmp_path):
     tree["model"] |= {"layers": 12}
     tree["training"] |= {"steps": 6}

@@ -93,6 +93,7 @@ def assert_continued(out, unbroken):
     assert losses(out) == unbroken
 
 
+@pytest.mark.long
 def test_slurm_puts_a_job_back_whose_task_was_killed(job, config, unbroken, tmp_path):
     words = ["bash", LAUNCH / "slurm.sbatch", "train", config, "--out", tmp_path / "runs"]
     first = run(words, job)

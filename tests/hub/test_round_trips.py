@@ -65,6 +65,7 @@ def test_what_goes_out_comes_in(make_run, tmp_path, tokens_folder, kind):
     assert row["learning_rate"] == pytest.approx(3e-3) and "dataset" not in row and "steps" not in row
 
 
+@pytest.mark.long
 def test_recipes_of_sites_and_layers(make_run, tmp_path, tokens_folder):
     weights_only = "W4@down:W3@out:W=e4m3fn@last:bf16@embed:W8@head:W4"
     folder = make_run(weights_only.replace("W4@down", "W4A8KV8@down"), layers=3)

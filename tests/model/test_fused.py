@@ -70,7 +70,7 @@ def test_every_device_takes_its_own_sequences_and_heads():
     assert seen[0] == [(2, 128, 2, 16), (2, 128, 1, 16), (2, 128, 1, 16)]
 
 
-@pytest.mark.parametrize(("recipe", "remat"), [("bf16", "full"), ("Q8KV4", "dots")])
+@pytest.mark.parametrize(("recipe", "remat"), [pytest.param("bf16", "full", marks=pytest.mark.long), ("Q8KV4", "dots")])
 def test_a_model_with_splash_is_the_model_without(recipe, remat):
     """Through the scan over layers and its recomputation; keys, values and queries quantized before the kernel."""
     tokens = jax.random.randint(jax.random.key(0), (2, 128), 0, 97)

@@ -168,6 +168,7 @@ def test_result_has_every_column_of_the_table(experiment, tmp_path):
         "delta_se",
         "delta_to",
         "intermediate",
+        "stated_by_others",
     }  # made when it is collected
     of_ptq = {name for name in NAMES if name.startswith("ptq_")}
     assert set(NAMES) - set(row) == {"status"} | of_ptq | of_the_table

@@ -59,8 +59,16 @@ def test_on_gpus_a_deterministic_step_asks_for_it(tokens_folder, monkeypatch, de
     monkeypatch.setattr(Program, "platform", "gpu")
     monkeypatch.setattr(jax, "jit", lambda *_, **options: asked.append(options["compiler_options"]))
     train_step.__wrapped__(run.program)
-    assert asked == [{"xla_gpu_deterministic_ops": True} if deterministic else None]
+    assert asked == [{"xla_gpu_deterministic_ops": True} if deterministic else {}]
     assert run.program.transformer().kernel.name == ("xla" if deterministic else "cudnn")
+
+
+def test_native_products_are_compiled_without_trials_of_triton_kernels_on_gpus(tokens_folder, monkeypatch):
+    monkeypatch.setattr(Program, "platform", "gpu")
+    for execution, options in (("native", {"xla_gpu_enable_triton_gemm": False}), ("simulated", {})):
+        tree = tiny_tree(tokens_folder)
+        tree["precision"] |= {"recipe": "W8A8-tensor", "execution": execution}
+        assert prepare_run(build(tree, "test"), ONE).program.compiler_options == options
 
 
 def test_arms_are_paired(tokens_folder):
