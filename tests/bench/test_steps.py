@@ -79,6 +79,7 @@ def test_scaling_repeats_no_batch(monkeypatch):
     assert scaling.as_table([row | {"error": learned(0.1, 512)}]).endswith("tokens were seen before")
 
 
+@pytest.mark.long
 def test_table_has_every_recipe_in_both_passes():
     rows = bench_precision(["tiny"], ["W8A8"], lambda text: None, rounds=2)
     assert [(row["recipe"], row["pass"]) for row in rows] == [

@@ -113,6 +113,7 @@ def test_sigterm_to_one_stops_both_and_one_process_continues(tree, whole, enviro
     assert_same_run(folder, whole)
 
 
+@pytest.mark.long
 def test_two_processes_continue_what_one_began(tree, whole, environment, tmp_path):
     out = tmp_path / "runs"
     with pytest.raises(PreemptedError):

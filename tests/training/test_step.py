@@ -82,7 +82,10 @@ def test_arms_are_paired(tokens_folder):
     assert (next(other.train_batches())["tokens"] != batches[0]).any()
 
 
-@pytest.mark.parametrize("parts", [{"accumulate": 4}, {"loss_chunks": 4}, {"accumulate": 2, "loss_chunks": 8}])
+@pytest.mark.parametrize(
+    "parts",
+    [pytest.param({"accumulate": 4}, marks=pytest.mark.long), {"loss_chunks": 4}, {"accumulate": 2, "loss_chunks": 8}],
+)
 def test_parts_of_a_batch_add_up_to_the_whole(tokens_folder, parts):
     """Losses after updates, so gradients too; on one device and on eight."""
     whole = losses(prepare_run(at(tokens_folder, "W4A8@head:W8A8", batch_size=16), ONE), 3)
