@@ -1,6 +1,6 @@
 """The experiment: one typed frozen tree. Strict YAML in, canonical YAML out."""
 
-import json
+from copy import deepcopy
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -14,6 +14,9 @@ from precisionlm.precision.recipe import parse_recipe
 from precisionlm.yaml_text import read_yaml
 
 T = TypeVar("T", bound=BaseModel)
+
+_COUNT = 2**31 - 1  # the largest: steps, tokens and places in arrays are int32
+_LAYERS = 100_000  # rules of recipes are resolved layer by layer
 
 
 class Section(BaseModel):
@@ -43,13 +46,15 @@ class RopeScaling(Section):
 class ModelConfig(Section):
     """A decoder-only transformer; sizes are counts. Letters of the model code in brackets."""
 
-    layers: int = Field(ge=1, description="transformer blocks [L]")
-    width: int = Field(ge=1, description="residual stream [D]")
-    heads: int = Field(ge=1, description="query heads [N]")
-    kv_heads: int | None = Field(None, ge=1, description="key/value heads [K]; as many as query heads if absent")
-    head_size: int | None = Field(None, ge=2, description="[H]; width / heads if absent")
-    mlp_width: int = Field(ge=1, description="SwiGLU hidden width [F]")
-    vocab_size: int | None = Field(None, ge=2, description="[V]; the tokenizer's if absent")
+    layers: int = Field(ge=1, le=_LAYERS, description="transformer blocks [L]")
+    width: int = Field(ge=1, le=_COUNT, description="residual stream [D]")
+    heads: int = Field(ge=1, le=_COUNT, description="query heads [N]")
+    kv_heads: int | None = Field(
+        None, ge=1, le=_COUNT, description="key/value heads [K]; as many as query heads if absent"
+    )
+    head_size: int | None = Field(None, ge=2, le=_COUNT, description="[H]; width / heads if absent")
+    mlp_width: int = Field(ge=1, le=_COUNT, description="SwiGLU hidden width [F]")
+    vocab_size: int | None = Field(None, ge=2, le=_COUNT, description="[V]; the tokenizer's if absent")
     tie_embeddings: bool = Field(False, description="one matrix for embedding and head")
     qk_norm: bool = Field(False, description="RMSNorm of queries and keys per head")
     projection_norm: bool = Field(False, description="another RMSNorm before out and down (BitNet style, Kumar et al.)")
@@ -73,7 +78,7 @@ class DataConfig(Section):
     """Packed tokens, made by `precisionlm data prepare`."""
 
     path: str = Field(description="folder with meta.json")
-    sequence_length: int = Field(ge=2, description="tokens per sequence")
+    sequence_length: int = Field(ge=2, le=_COUNT, description="tokens per sequence")
     unique_tokens: int | None = Field(None, ge=1, description="train on the first U tokens only; all if absent")
 
 
@@ -123,13 +128,11 @@ class PrecisionConfig(Section):
 class TrainingConfig(Section):
     """How long, how large a batch, how often evaluated."""
 
-    steps: int = Field(ge=1, description="optimizer steps")
-    batch_size: int = Field(ge=1, description="sequences per step")
+    steps: int = Field(ge=1, le=_COUNT, description="optimizer steps")
+    batch_size: int = Field(ge=1, le=_COUNT, description="sequences per step")
     accumulate: int = Field(1, ge=1, description="parts of a batch that gradients are summed over, one after the other")
     loss_chunks: int = Field(1, ge=1, description="parts of a sequence whose logits are in memory one after the other")
-    seed: int = Field(
-        0, ge=0, le=2**31 - 1, description="of initial weights and data order; equal seeds are paired arms"
-    )
+    seed: int = Field(0, ge=0, le=_COUNT, description="of initial weights and data order; equal seeds are paired arms")
     weights_from: str | None = Field(
         None,
         pattern=r"(^|/)[0-9a-f]{12}/*$",
@@ -165,6 +168,13 @@ class MeshConfig(Section):
     replica: int = Field(1, description="data parallel, over slices")
     fsdp: int = Field(-1, description="data parallel with sharded weights")
     tensor: int = Field(1, description="tensor parallel")
+
+    @field_validator("replica", "fsdp", "tensor")
+    @classmethod
+    def _size(cls, devices: int) -> int:
+        if devices != -1 and not 1 <= devices <= _COUNT:
+            raise ValueError(f"{devices}: must be at least 1, or -1 for the rest of the devices")
+        return devices
 
 
 class CheckpointConfig(Section):
@@ -238,7 +248,7 @@ _TEXTS = ("recipe", "path", "name", "weights_from", "folder")  # taken as they a
 
 def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """`['--training.steps', '50']` or `['--training.steps=50']` onto a copy of the tree. Raises UserError."""
-    tree = json.loads(json.dumps(tree))
+    tree = deepcopy(tree)
     words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if len(words) % 2 or any(not flag.startswith("--") for flag in words[::2]):
         raise UserError(f"overrides must come as '--section.key value'; got '{' '.join(overrides)}'")
@@ -249,8 +259,19 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise UserError(f"override {flag}: '{parent}' is no section")
-        node[key] = value if key in _TEXTS and value != "null" else yaml_text.parse(value)
+        node[key] = _value(flag, key, value)
     return tree
+
+
+def _value(flag: str, key: str, text: str) -> Any:
+    if not yaml_text.is_text(text):
+        raise UserError(f"override {flag}: the value holds characters that no file can")
+    if key in _TEXTS and text != "null":
+        return text
+    try:
+        return yaml_text.parse(text)
+    except UserError as error:
+        raise UserError(f"override {flag} {text[:80]}: {error}") from None
 
 
 def build(tree: dict[str, Any], source: str) -> Experiment:
@@ -274,13 +295,23 @@ def _explain(section: type[BaseModel], detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return f"key '{where}' is missing"
     if detail["type"] == "model_type":
-        return f"{where} = {detail['input']}: must be a section with keys of {', '.join(_keys_at(section, path))}"
+        return (
+            f"{where} = {_short(detail['input'])}: must be a section with keys of {', '.join(_keys_at(section, path))}"
+        )
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if detail["type"] == "value_error":
         return f"{where}: {message}" if where else message
-    shown = detail["input"] if not isinstance(detail["input"], dict) else "a section"
+    shown = "a section" if isinstance(detail["input"], dict) else _short(detail["input"])
     return f"{where} = {shown}: {message}"
+
+
+def _short(value: Any) -> str:
+    try:
+        text = str(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a huge number"
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def _keys_at(section: type[BaseModel], path: list[str]) -> dict[str, Any]:

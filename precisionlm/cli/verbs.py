@@ -1,11 +1,41 @@
 """What the verbs of the command line share: how one is declared, how planned runs and losses are printed."""
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from precisionlm.errors import DONE
+from precisionlm.errors import DONE, UserError
 from precisionlm.json_text import dumps
+
+
+_OVERRIDE = re.compile(r"--\w+(\.\w*)+(=.*)?", re.DOTALL)
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments are an error like any other: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog.partition(' ')[2] or self.prog}: {message}; see {self.prog} --help")
+
+
+def without_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line without its `--section.key value` (or `=value`), and these: argparse, which does not know them,
+    would take a value before the file for the file."""
+    left: list[str] = []
+    overrides: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if not _OVERRIDE.fullmatch(word):
+            left.append(word)
+            continue
+        overrides.append(word)
+        value = None if "=" in word else next(rest, None)
+        if value is not None:
+            if value.startswith("--"):
+                raise UserError(f"{word}: a value is missing before {value}; {word}=VALUE takes any")
+            overrides.append(value)
+    return left, overrides
 
 
 def add_verb(

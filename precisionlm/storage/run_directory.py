@@ -11,6 +11,9 @@ from typing import Any
 
 from precisionlm.errors import UserError
 from precisionlm.json_text import dumps
+from precisionlm.whole_file import written
+
+_KEPT = "; what was saved before is kept"
 
 
 class RunDirectory:
@@ -32,7 +35,7 @@ class RunDirectory:
 
     def clear_partial(self) -> None:
         """Remove what killed processes left half-written; for the owner of the run alone."""
-        for partial in (*self.path.glob(".*.partial"), *self.path.glob("evaluations/.*.partial")):
+        for partial in (*self.path.glob(".*.partial*"), *self.path.glob("evaluations/.*.partial*")):
             partial.unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> None:
@@ -139,17 +142,8 @@ def _lines(metrics: list[dict[str, Any]]) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with written(path, _KEPT) as partial:
+        partial.write_bytes(content)
 
 
 @contextmanager
@@ -157,4 +151,4 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; what was saved before is kept") from None
+        raise UserError(f"{path}: cannot be written: {error.strerror}{_KEPT}") from None

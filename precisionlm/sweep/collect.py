@@ -13,6 +13,7 @@ from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.sweep.pairs import Measured, with_differences
+from precisionlm.whole_file import written
 
 T = TypeVar("T")
 
@@ -69,16 +70,12 @@ def _evaluated(run: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any
 
 
 def write(table: pd.DataFrame, out: Path) -> list[Path]:
-    """Write `out` (.parquet or .csv) and the other one beside it; returns both paths. UserError on other names."""
+    """Write `out` (.parquet or .csv) and the other one beside it; returns both paths. Raises UserError on other names
+    and where they cannot be written."""
     if out.suffix not in (".parquet", ".csv"):
         raise UserError(f"-o {out}: the name must end in .parquet or .csv (the other one is written beside it)")
-    out.parent.mkdir(parents=True, exist_ok=True)
     paths = [out.with_suffix(".parquet"), out.with_suffix(".csv")]
-    for path in paths:
-        partial = path.with_name(f".{path.name}.partial")
-        if path.suffix == ".csv":
-            table.to_csv(partial, index=False)
-        else:
-            table.to_parquet(partial, index=False)
-        partial.replace(path)
+    with written(paths[0]) as parquet, written(paths[1]) as csv:  # both or none
+        table.to_parquet(parquet, index=False)
+        table.to_csv(csv, index=False)
     return paths

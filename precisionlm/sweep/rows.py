@@ -10,6 +10,7 @@ from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.flops import training_flops_per_token
 from precisionlm.training.run import Run, check_schema, check_weights_from, non_embedding_of, prepare_run
+from precisionlm.whole_file import check_writable
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ def plan(experiments: Sequence[Experiment], out: Path) -> list[Row]:
 
     Raises UserError for the first experiment that cannot run, so that a sweep fails before it spends anything.
     """
+    check_writable(out)
     rows: dict[str, Row] = {}
     for experiment in experiments:
         run = prepare_run(experiment)
