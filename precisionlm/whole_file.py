@@ -12,6 +12,8 @@ from precisionlm.errors import UserError
 def written(path: Path, kept: str = "") -> Iterator[Path]:
     """A path of the same ending to write to, which becomes `path` when the block ends and is removed if it fails.
     Folders above are made. kept: said after the reason. Raises UserError where it cannot be written."""
+    if "\0" in str(path):
+        raise UserError("the path of a file holds a null character")
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +46,8 @@ def sync(path: Path) -> None:
 
 def check_writable(folder: Path) -> None:
     """Raises UserError where a folder is not there and cannot be made, or takes no files; makes nothing."""
+    if "\0" in str(folder):
+        raise UserError("the path of a folder holds a null character")
     there = folder.absolute()
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent

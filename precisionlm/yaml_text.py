@@ -107,7 +107,7 @@ def parse(text: str) -> Any:
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values in a node (count), each alias counted as what it stands for. Raises YAMLError for one that holds itself."""
+    """Values in a node (count), aliases counted as what they stand for. Raises YAMLError for one that holds itself."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if (found := known.get(id(node))) is not None:

@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 from precisionlm.errors import DONE, UserError
 from precisionlm.json_text import dumps
 
-
 _OVERRIDE = re.compile(r"--\w+(\.\w*)+(=.*)?", re.DOTALL)
 
 
@@ -58,6 +57,14 @@ def add_verb(
     )
     parser.set_defaults(run=run, command=name, overrides=overrides)
     return parser
+
+
+def check_counts(args: argparse.Namespace, **ranges: tuple[int, int]) -> None:
+    """Raises UserError for a whole number outside its range (both ends allowed); an absent one is let be."""
+    for name, (least, most) in ranges.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be {least} to {most:,}")
 
 
 def print_runs(entries: list[dict[str, Any]], as_json: bool, more: Sequence[str] = ()) -> int:
