@@ -2,11 +2,14 @@
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 from precisionlm.errors import DONE, UserError
 from precisionlm.json_text import dumps
+
+T, R = TypeVar("T"), TypeVar("R")
 
 _OVERRIDE = re.compile(r"--\w+(\.\w*)+(=.*)?", re.DOTALL)
 
@@ -57,6 +60,24 @@ def add_verb(
     )
     parser.set_defaults(run=run, command=name, overrides=overrides)
     return parser
+
+
+def surviving(items: Iterable[T], attempt: Callable[[T], R]) -> list[tuple[T, R]]:
+    """Each item with what `attempt` made of it. One that raises UserError is named on standard error and left out;
+    where none is left the first error is raised."""
+    found: list[tuple[T, R]] = []
+    wrong: list[str] = []
+    for item in items:
+        try:
+            found.append((item, attempt(item)))
+        except UserError as error:
+            wrong.append(str(error))
+    if wrong and not found:
+        more = len(set(wrong)) - 1
+        raise UserError(wrong[0] + (f" (and {more} more such errors)" if more else ""))
+    for line in dict.fromkeys(wrong):
+        print(f"left out: {line}", file=sys.stderr)
+    return found
 
 
 def check_counts(args: argparse.Namespace, **ranges: tuple[int, int]) -> None:

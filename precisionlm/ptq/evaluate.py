@@ -63,11 +63,12 @@ def bound_to(experiment: Experiment, quantization: Quantization) -> tuple[Struct
 @dataclass(frozen=True)
 class Options:
     """steps: at which points of each run (`points`); recipe: of everything but the weights, the run's own if None;
-    calibration: for methods that see inputs."""
+    calibration: for methods that see inputs; overrides: where data and devices are now (`--data.path`, `--mesh.…`)."""
 
     steps: Steps = "last"
     recipe: str | None = None
     calibration: Calibration = field(default_factory=Calibration)
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,12 @@ def plan_run(folder: Path, method: str, quantizations: Sequence[Quantization], o
     for quantization in quantizations:
         chosen.check_fits(quantization)
     fitted = {quantization: bound_to(experiment, quantization) for quantization in quantizations}
-    own = request(folder, [])
+    own = request(folder, options.overrides)
     evaluated = own.run
     if options.recipe is not None:
-        evaluated = request(folder, ["--precision.recipe", options.recipe, "--precision.execution", "simulated"]).run
+        evaluated = request(
+            folder, [*options.overrides, "--precision.recipe", options.recipe, "--precision.execution", "simulated"]
+        ).run
         sites = evaluated.recipe.resolve(experiment.model.layers)
         if any(any(sites[site]["w"]) for site in BLOCK_LINEAR):
             raise UserError(

@@ -58,7 +58,7 @@ class RunDirectory:
             return None
         except OSError as error:
             raise UserError(f"{self.path / name}: cannot be read: {error.strerror}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"{self.path / name}: no JSON, so cut short or damaged; restore or remove it") from None
 
 
@@ -112,7 +112,16 @@ def last_metrics(path: Path, size: int = 1 << 16) -> list[dict[str, Any]]:
     except OSError:
         return []
     lines = content.split(b"\n")[1 if start else 0 : -1]
-    return [json.loads(line) for line in lines if line]
+    return [found for line in lines if line and (found := _line(line)) is not None]
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """A line of a metrics.jsonl; None for a damaged one."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
 
 def has_evaluation(path: Path, step: int) -> bool:

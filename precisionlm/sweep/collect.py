@@ -18,6 +18,7 @@ from precisionlm.whole_file import written
 T = TypeVar("T")
 
 _SETTINGS = ("evaluation", "eval_recipe", "eval_execution", "val_tokens")
+_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 _DTYPES = {"str": "string", "int": "Int64", "float": "float64", "bool": "boolean"}
 
 
@@ -39,14 +40,15 @@ def collect(root: Path) -> tuple[pd.DataFrame, list[str]]:
 
     def contents(directory: RunDirectory, folder: str) -> list[dict[str, Any]]:
         names = sorted(f"{folder}/{path.name}" for path in (directory.path / folder).glob("*.json"))
-        return [found for name in names if (found := readable(directory.read_json, name)) is not None]
+        return [found for name in names if (found := readable(_evaluation, directory, name)) is not None]
 
-    for config in sorted(Path(root).rglob("config.yaml")):
-        directory = RunDirectory.at(config.parent)
+    for directory in _run_directories(root):
         known = len(unfinished)
         result = readable(Result.read, directory)
         if result is None:
             unfinished += [str(directory.path)] if len(unfinished) == known else []
+            continue
+        if readable(_checked, directory, result) is None:
             continue
         run = {"status": result.status, "schema": 1, "ptq_method": "none", "intermediate": False} | result.row
         rows = [_evaluated(run, found) for found in [*result.evaluations, *contents(directory, "evaluations")]]
@@ -59,6 +61,51 @@ def collect(root: Path) -> tuple[pd.DataFrame, list[str]]:
         raise UserError(f"{root} holds no finished run (no result.json below it)")
     table = pd.DataFrame([{name: row.get(name) for name in NAMES} for row in with_differences(measured)])
     return table.astype({column.name: _DTYPES[column.dtype] for column in COLUMNS}), unfinished
+
+
+def _run_directories(root: Path) -> list[RunDirectory]:
+    """By path; what lies in one of them, such as the config.yaml of Weights & Biases, is none."""
+    found: list[Path] = []
+    for config in sorted(Path(root).rglob("config.yaml"), key=lambda path: path.parent.parts):
+        if not (found and config.is_relative_to(found[-1])):
+            found.append(config.parent)
+    return [RunDirectory.at(path) for path in found]
+
+
+def _checked(directory: RunDirectory, result: Result) -> Result:
+    """A result whose values are of the columns' types, in its own folder. Raises UserError."""
+    if (own := result.row.get("run_id", directory.path.name)) != directory.path.name:
+        raise UserError(f"{directory.path}: a copy of run {own}; its rows are those of the folder of that name")
+    for row in [result.row, *result.evaluations]:
+        _check_types(row, f"{directory.path / 'result.json'}")
+    for evaluation in result.evaluations:
+        _check_named(evaluation, f"{directory.path / 'result.json'}")
+    return result
+
+
+def _evaluation(directory: RunDirectory, name: str) -> dict[str, Any] | None:
+    """The columns of one evaluation; None if its file is gone. Raises UserError where they are none."""
+    found: Any = directory.read_json(name)
+    if found is not None:
+        where = f"{directory.path / name}"
+        if not isinstance(found, dict):
+            raise UserError(f"{where}: no columns of an evaluation; restore or remove it")
+        _check_named(found, where)
+        _check_types(found, where)
+    return found
+
+
+def _check_named(evaluation: dict[str, Any], where: str) -> None:
+    for name in ("evaluation", "sequences"):
+        if not isinstance(evaluation.get(name, "" if name == "sequences" else None), str):
+            raise UserError(f"{where}: '{name}' must be a name; restore or remove it")
+
+
+def _check_types(row: dict[str, Any], where: str) -> None:
+    for column in COLUMNS:
+        value = row.get(column.name)
+        if value is not None and type(value) not in _TYPES[column.dtype]:
+            raise UserError(f"{where}: {column.name} is {str(value)[:40]!r}, no {column.dtype}; restore or remove it")
 
 
 def _evaluated(run: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """The experiments of a sweep before they are run: sizes, costs, and what became of each so far."""
 
+import sys
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from precisionlm.config import Experiment
+from precisionlm.errors import UserError
 from precisionlm.storage.failure import read_failure
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
@@ -52,11 +54,15 @@ def plan(experiments: Sequence[Experiment], out: Path) -> list[Row]:
 
 
 def status_of(directory: RunDirectory) -> str:
-    """What became of a run so far. Raises UserError where its result cannot be read."""
-    finished = Result.read(directory)
-    if finished is not None:
-        return finished.status
-    if read_failure(directory) is not None:
+    """What became of a run so far; failed too where its files cannot be read, which is said on standard error."""
+    try:
+        finished = Result.read(directory)
+        if finished is not None:
+            return finished.status
+        if read_failure(directory) is not None:
+            return "failed"
+    except UserError as error:
+        print(f"left out: {error}", file=sys.stderr)
         return "failed"
     return "begun" if directory.path.exists() else "new"
 
