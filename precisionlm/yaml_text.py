@@ -65,7 +65,7 @@ _READ = ("null", "bool", "int", "float", "seq", "map")
 _TAG = "tag:yaml.org,2002:"
 _Tree.yaml_constructors = {_TAG + name: yaml.SafeLoader.yaml_constructors[_TAG + name] for name in _READ}
 _Tree.add_constructor(_TAG + "str", _Tree.construct_text)
-_Tree.add_constructor(None, _Tree.construct_refused)  # type: ignore[type-var]
+_Tree.add_constructor(None, _Tree.construct_refused)
 _OURS = {
     "int": r"^[-+]?(0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$",
     "float": r"^[-+]?([0-9][0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?|\.(inf|nan))$",

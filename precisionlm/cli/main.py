@@ -29,6 +29,9 @@ def _run(arguments: list[str]) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     words, overrides = without_overrides(arguments)
     args, rest = build_parser().parse_known_args(words)
+    for name, value in vars(args).items():
+        if value == []:  # what argparse makes of --name=--
+            raise UserError(f"{args.command}: --{name.replace('_', '-')} needs a value")
     unknown = [*rest, *overrides]
     if unknown and not args.overrides:
         raise UserError(f"{args.command}: unknown argument '{unknown[0]}'; see precisionlm {args.command} --help")

@@ -9,7 +9,8 @@ from typing import Any, NoReturn, TypeVar
 from precisionlm.errors import DONE, UserError
 from precisionlm.json_text import dumps
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 _OVERRIDE = re.compile(r"--\w+(\.\w*)+(=.*)?", re.DOTALL)
 

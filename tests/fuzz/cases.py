@@ -7,18 +7,24 @@ from typing import Any
 from hypothesis import strategies as st
 
 NASTY = (
-    "", " ", "0", "-1", "1e7", "1e-9", "nan", ".nan", "inf", "-inf", "1e999", "9" * 25, "2147483648", "null", "~", "true",
-    "[", "]", "{a", "}", "*x", "&a [*a]", "@", "%", "!!set {a}", "!!python/name:os.system", "? [1]", "2020-01-01", "1:30",
-    "010", "0x", "\u0663", "\u00b2", "\x00", "\x1b[2J", "\ud800", "\u202e", "'", '"', "\\", "\t", "\n", "\r", "---", "...",
-    "<<: *a", "[" * 200, "{a: " * 200, "x" * 5000, "../../etc/passwd", "/dev/null", "/dev/zero", "/proc/self/mem", "gs://b/x",
-    "=", ":", ",", ";", "-", "--", "#", "`", "$(id)", "None", "Infinity", "NaN", '{"a": 1}', "[1, 2]", "W4A8", "W0", "W99",
+    "", " ", "0", "-1", "1e7", "1e-9", "nan", ".nan", "inf", "-inf", "1e999", "9" * 25, "2147483648", "null",
+    "~", "true",
+    "[", "]", "{a", "}", "*x", "&a [*a]", "@", "%", "!!set {a}", "!!python/name:os.system", "? [1]",
+    "2020-01-01", "1:30",
+    "010", "0x", "\u0663", "\u00b2", "\x00", "\x1b[2J", "\ud800", "\u202e", "'", '"', "\\", "\t", "\n", "\r",
+    "---", "...",
+    "<<: *a", "[" * 200, "{a: " * 200, "x" * 5000, "../../etc/passwd", "/dev/null", "/dev/zero",
+    "/proc/self/mem", "gs://b/x",
+    "=", ":", ",", ";", "-", "--", "#", "`", "$(id)", "None", "Infinity", "NaN", '{"a": 1}', "[1, 2]",
+    "W4A8", "W0", "W99",
     "int4/g0", "mxfp4", "e9m9", "W4A8@layer", "W4[99999]", "(((", "N/0", "D**999", "a.b.c", "1,2,3", "1/0", "auto",
 )  # fmt: skip
 KEYS = ("model.layers", "model.width", "model.heads", "model.kv_heads", "model.head_size", "model.vocab_size",
         "model.rope_scaling", "data.path", "data.sequence_length", "data.unique_tokens", "optimizer.learning_rate",
         "optimizer.warmup_steps", "optimizer.schedule", "precision.recipe", "precision.execution", "training.steps",
         "training.batch_size", "training.accumulate", "training.seed", "training.weights_from", "training.eval_tokens",
-        "mesh.fsdp", "checkpoint.folder", "tracking.tensorboard", "training", "name", "preset", "x", "model.layers.x")  # fmt: skip
+        "mesh.fsdp", "checkpoint.folder", "tracking.tensorboard", "training", "name", "preset", "x",
+        "model.layers.x")  # fmt: skip
 OUT = ("o", "run.yaml/x", "data/o")
 Change = Callable[[bytes], bytes]
 

@@ -24,7 +24,7 @@ class Hang(BaseException):
 
 
 def check(case: Case, world: Path) -> str:
-    """Runs a case in a copy of the world; returns `ok` or `refused`. Raises AssertionError that says what went wrong."""
+    """Runs a case in a copy of the world; returns `ok` or `refused`. Raises AssertionError: what went wrong."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "w"
         shutil.copytree(world, folder)

@@ -38,7 +38,7 @@ def make(folder: Path, data: Path) -> None:
 
 def _finished(runs: Path, tree: dict[str, Any]) -> None:
     experiment = build(tree, "world")
-    run_id, _ = identified(experiment)
+    run_id, experiment = identified(experiment)
     directory = RunDirectory(runs, run_id)
     recipe, e = experiment.precision.recipe, experiment.training
     directory.write_text("config.yaml", to_yaml(experiment))
