@@ -66,7 +66,13 @@ def _ptq(args: argparse.Namespace) -> int:
         recipe = str(parse_recipe(args.recipe)) if args.recipe else None
         folders = list(dict.fromkeys(folder for root in args.runs for folder in finished_runs(root, recipe)))
         work = [(folder, method) for folder in folders for method in methods]
-        ready = surviving(work, lambda one: plan_run(*one, quantizations, options))  # before anything is spent
+
+        def plan(one: tuple[Path, str]) -> Any:
+            planned = plan_run(*one, quantizations, options)
+            planned.missing()  # reads what is recorded
+            return planned
+
+        ready = surviving(work, plan)  # all of them, before anything is spent
         if args.dry_run:
             return _print_plan([str(folder) for (folder, _), _ in ready], [plan for _, plan in ready], args.json)
         keep_executables()
