@@ -11,12 +11,10 @@ from pydantic_core import ErrorDetails
 from precisionlm import yaml_text
 from precisionlm.errors import UserError, nearest
 from precisionlm.precision.recipe import parse_recipe
-from precisionlm.yaml_text import read_yaml
 
 T = TypeVar("T", bound=BaseModel)
 
 _COUNT = 2**31 - 1  # the largest: steps, tokens and places in arrays are int32
-_LAYERS = 100_000  # rules of recipes are resolved layer by layer
 
 
 class Section(BaseModel):
@@ -46,7 +44,7 @@ class RopeScaling(Section):
 class ModelConfig(Section):
     """A decoder-only transformer; sizes are counts. Letters of the model code in brackets."""
 
-    layers: int = Field(ge=1, le=_LAYERS, description="transformer blocks [L]")
+    layers: int = Field(ge=1, le=100_000, description="transformer blocks [L]")
     width: int = Field(ge=1, le=_COUNT, description="residual stream [D]")
     heads: int = Field(ge=1, le=_COUNT, description="query heads [N]")
     kv_heads: int | None = Field(
@@ -235,7 +233,7 @@ class Experiment(Section):
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Experiment:
     """Read an experiment from YAML and apply `--a.b value` overrides. Raises UserError with file and key path."""
-    return build(apply_overrides(read_yaml(path), overrides or []), str(path))
+    return build(apply_overrides(yaml_text.read_yaml(path), overrides or []), str(path))
 
 
 def to_yaml(experiment: Experiment) -> str:
