@@ -1,24 +1,17 @@
 """The experiment: one typed frozen tree. Strict YAML in, canonical YAML out."""
 
-import json
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, field_validator, model_validator
 
 from precisionlm import yaml_text
-from precisionlm.errors import UserError, nearest
+from precisionlm.errors import UserError
 from precisionlm.precision.recipe import parse_recipe
-from precisionlm.yaml_text import read_yaml
+from precisionlm.sections import Section, validated
 
-T = TypeVar("T", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """A part of the tree: frozen, unknown keys are errors, no silent conversion of types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+_COUNT = 2**31 - 1  # the largest: steps, tokens and places in arrays are int32
 
 
 class RopeScaling(Section):
@@ -42,13 +35,15 @@ class RopeScaling(Section):
 class ModelConfig(Section):
     """A decoder-only transformer; sizes are counts. Letters of the model code in brackets."""
 
-    layers: int = Field(ge=1, description="transformer blocks [L]")
-    width: int = Field(ge=1, description="residual stream [D]")
-    heads: int = Field(ge=1, description="query heads [N]")
-    kv_heads: int | None = Field(None, ge=1, description="key/value heads [K]; as many as query heads if absent")
-    head_size: int | None = Field(None, ge=2, description="[H]; width / heads if absent")
-    mlp_width: int = Field(ge=1, description="SwiGLU hidden width [F]")
-    vocab_size: int | None = Field(None, ge=2, description="[V]; the tokenizer's if absent")
+    layers: int = Field(ge=1, le=100_000, description="transformer blocks [L]")
+    width: int = Field(ge=1, le=_COUNT, description="residual stream [D]")
+    heads: int = Field(ge=1, le=_COUNT, description="query heads [N]")
+    kv_heads: int | None = Field(
+        None, ge=1, le=_COUNT, description="key/value heads [K]; as many as query heads if absent"
+    )
+    head_size: int | None = Field(None, ge=2, le=_COUNT, description="[H]; width / heads if absent")
+    mlp_width: int = Field(ge=1, le=_COUNT, description="SwiGLU hidden width [F]")
+    vocab_size: int | None = Field(None, ge=2, le=_COUNT, description="[V]; the tokenizer's if absent")
     tie_embeddings: bool = Field(False, description="one matrix for embedding and head")
     qk_norm: bool = Field(False, description="RMSNorm of queries and keys per head")
     projection_norm: bool = Field(False, description="another RMSNorm before out and down (BitNet style, Kumar et al.)")
@@ -80,7 +75,7 @@ class DataConfig(Section):
 
     path: str | None = Field(None, description="folder with meta.json, on a disk or as gs://…, s3://…")
     mixture: tuple[MixturePart, ...] | None = Field(None, description="folders with weights, instead of a path")
-    sequence_length: int = Field(ge=2, description="tokens per sequence")
+    sequence_length: int = Field(ge=2, le=_COUNT, description="tokens per sequence")
     unique_tokens: int | None = Field(None, ge=1, description="train on the first U tokens only; all if absent")
     cache: str | None = Field(None, description="folder for shards of a bucket; ~/.cache/precisionlm/shards if absent")
     cache_gib: float = Field(32.0, ge=0, description="GiB that it may hold; 0: read in ranges only")
@@ -143,13 +138,11 @@ class PrecisionConfig(Section):
 class TrainingConfig(Section):
     """How long, how large a batch, how often evaluated."""
 
-    steps: int = Field(ge=1, description="optimizer steps")
-    batch_size: int = Field(ge=1, description="sequences per step")
+    steps: int = Field(ge=1, le=_COUNT, description="optimizer steps")
+    batch_size: int = Field(ge=1, le=_COUNT, description="sequences per step")
     accumulate: int = Field(1, ge=1, description="parts of a batch that gradients are summed over, one after the other")
     loss_chunks: int = Field(1, ge=1, description="parts of a sequence whose logits are in memory one after the other")
-    seed: int = Field(
-        0, ge=0, le=2**31 - 1, description="of initial weights and data order; equal seeds are paired arms"
-    )
+    seed: int = Field(0, ge=0, le=_COUNT, description="of initial weights and data order; equal seeds are paired arms")
     weights_from: str | None = Field(
         None,
         pattern=r"(^|/)[0-9a-f]{12}/*$",
@@ -188,6 +181,13 @@ class MeshConfig(Section):
     replica: int = Field(1, description="data parallel, over slices")
     fsdp: int = Field(-1, description="data parallel with sharded weights")
     tensor: int = Field(1, description="tensor parallel")
+
+    @field_validator("replica", "fsdp", "tensor")
+    @classmethod
+    def _size(cls, devices: int) -> int:
+        if devices != -1 and not 1 <= devices <= _COUNT:
+            raise ValueError(f"{devices}: must be at least 1, or -1 for the rest of the devices")
+        return devices
 
 
 class CheckpointConfig(Section):
@@ -251,7 +251,7 @@ class Experiment(Section):
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Experiment:
     """Read an experiment from YAML and apply `--a.b value` overrides. Raises UserError with file and key path."""
-    return build(apply_overrides(read_yaml(path), overrides or []), str(path))
+    return build(apply_overrides(yaml_text.read_yaml(path), overrides or []), str(path))
 
 
 def to_yaml(experiment: Experiment) -> str:
@@ -271,7 +271,7 @@ _TEXTS = (
 
 def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """`['--training.steps', '50']` or `['--training.steps=50']` onto a copy of the tree. Raises UserError."""
-    tree = json.loads(json.dumps(tree))
+    tree = deepcopy(tree)
     words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if len(words) % 2 or any(not flag.startswith("--") for flag in words[::2]):
         raise UserError(f"overrides must come as '--section.key value'; got '{' '.join(overrides)}'")
@@ -282,47 +282,21 @@ def apply_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise UserError(f"override {flag}: '{parent}' is no section")
-        node[key] = value if key in _TEXTS and value != "null" else yaml_text.parse(value)
+        node[key] = _value(flag, key, value)
     return tree
+
+
+def _value(flag: str, key: str, text: str) -> Any:
+    if not yaml_text.is_text(text):
+        raise UserError(f"override {flag}: the value holds characters that no file can")
+    if key in _TEXTS and text != "null":
+        return text
+    try:
+        return yaml_text.parse(text)
+    except UserError as error:
+        raise UserError(f"override {flag} {text[:80]}: {error}") from None
 
 
 def build(tree: dict[str, Any], source: str) -> Experiment:
     """Validate a tree. Raises UserError: file, key path, what is wrong and the nearest valid key or the range."""
     return validated(Experiment, tree, source)
-
-
-def validated(section: type[T], tree: dict[str, Any], source: str) -> T:
-    """A tree as a section. Raises UserError as `build` does."""
-    try:
-        return section.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{source}: {_explain(section, error.errors()[0])}") from None
-
-
-def _explain(section: type[BaseModel], detail: ErrorDetails) -> str:
-    path = [str(part) for part in detail["loc"]]
-    where = ".".join(path)
-    if detail["type"] == "extra_forbidden":
-        return f"unknown key '{where}'; {nearest(path[-1], list(_keys_at(section, path[:-1])))}"
-    if detail["type"] == "missing":
-        return f"key '{where}' is missing"
-    if detail["type"] == "model_type":
-        return f"{where} = {detail['input']}: must be a section with keys of {', '.join(_keys_at(section, path))}"
-    message = detail["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if detail["type"] == "value_error":
-        return f"{where}: {message}" if where else message
-    shown = detail["input"] if not isinstance(detail["input"], dict) else "a section"
-    return f"{where} = {shown}: {message}"
-
-
-def _keys_at(section: type[BaseModel], path: list[str]) -> dict[str, Any]:
-    for part in path:
-        if part.isdigit():  # a place in a list of sections
-            continue
-        annotation: Any = section.model_fields[part].annotation
-        while not isinstance(annotation, type) or get_args(annotation):
-            annotation = get_args(annotation)[0]
-        section = annotation
-        assert isinstance(section, type) and issubclass(section, BaseModel)
-    return section.model_fields

@@ -21,13 +21,17 @@ from .runs_tables import kumar_runs, public, tiny_runs  # noqa: F401
 @pytest.fixture(scope="session")
 def tokens_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared data: 60 000 tokens of an order-1 Markov chain over 97 entries, so that a loss can fall."""
+    return chain(tmp_path_factory.mktemp("tokens"))
+
+
+def chain(folder: Path) -> Path:
+    """The prepared data of `tokens_folder`, under a folder."""
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
 
     from precisionlm.data.prepare import prepare
     from precisionlm.data.request import Request
 
-    folder = tmp_path_factory.mktemp("tokens")
     vocabulary = {"<|endoftext|>": 0} | {chr(0x100 + i): i for i in range(1, 97)}
     Tokenizer(BPE(vocabulary, [])).save(str(folder / "tokenizer.json"))
     rng = np.random.default_rng(7)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from precisionlm.errors import UserError
 
 _OPEN, _CLOSED = "([{", ")]}"
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf"
+_NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?inf"
 _ENTRY = re.compile(rf"([^=].*?)\s*=\s*({_NUMBER})(?:\s*:\s*({_NUMBER}))?\s*(?:,|$)")
 
 

@@ -9,6 +9,7 @@ from precisionlm.analysis.fitting.choices import Choices
 from precisionlm.analysis.fitting.grouping import OVER
 from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.cli.assignments import assignments, numbers, ranges
+from precisionlm.cli.verbs import check_counts
 from precisionlm.json_text import dumps
 
 OBJECTIVES = "huber:DELTA or squares (log residuals), relative or nats (squares)"
@@ -72,6 +73,12 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check rows and columns, print them, fit nothing")
 
 
+def check_work(arguments: argparse.Namespace) -> None:
+    """Raises UserError for numbers of starts, refits or folds that cannot be meant."""
+    ranges = {"starts": (1, 1_000_000), "bootstrap": (0, 1_000_000), "folds": (2, 10_000)}
+    check_counts(arguments, **{name: ends for name, ends in ranges.items() if hasattr(arguments, name)})
+
+
 def names_of(text: str) -> list[str]:
     """`a,b` -> [a, b]."""
     return [name.strip() for name in text.split(",") if name.strip()]
@@ -79,6 +86,7 @@ def names_of(text: str) -> list[str]:
 
 def fit_from(arguments: argparse.Namespace, frame: Any, law: str, columns: dict[str, str] | None = None) -> Analysis:
     """The fit that a verb's arguments ask for; `columns` in place of --columns."""
+    check_work(arguments)
     renamed = columns_of(arguments) if columns is None else columns
     return analyze(
         frame, law, renamed, arguments.where, parse_objective(arguments.objective),
@@ -92,6 +100,7 @@ def preview(
     arguments: argparse.Namespace, frame: Any, law: str, columns: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """What `fit_from` would fit, as plain data; checks everything that can be checked without fitting."""
+    check_work(arguments)
     renamed = columns_of(arguments) if columns is None else columns
     objective = parse_objective(arguments.objective)
     choices = choices_of(arguments)

@@ -2,49 +2,46 @@
 
 import argparse
 import logging
-import os
+import math
 import shlex
 import sys
 from pathlib import Path
 
+from precisionlm.cli.boundary import guarded
 from precisionlm.cli.data import add_data
 from precisionlm.cli.hub import add_hub
 from precisionlm.cli.ptq import add_ptq
 from precisionlm.cli.sweep import add_sweep
 from precisionlm.cli.tools import add_tools
 from precisionlm.cli.training import add_training
-from precisionlm.cli.verbs import add_verb, print_runs
+from precisionlm.cli.verbs import Parser, add_verb, print_runs, without_overrides
 from precisionlm.cli.watch import add_watch
 from precisionlm.cluster.children import end_with_parent
-from precisionlm.errors import BAD_INPUT, DIVERGED, DONE, PREEMPTED, DivergedError, PreemptedError, UserError
+from precisionlm.errors import DONE, UserError
 from precisionlm.json_text import dumps
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command; returns its exit code. Raises SystemExit after --help and --version alone."""
     end_with_parent()
+    return guarded(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: list[str]) -> int:
     # Imported libraries talk at INFO and WARNING about their own workings; a user reads ours.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    parser = build_parser()
-    args, rest = parser.parse_known_args(arguments)
-    try:
-        if rest and not args.overrides:
-            raise UserError(f"{args.command}: unknown argument '{rest[0]}'; see precisionlm {args.command} --help")
-        args.rest = rest
-        args.typed = shlex.join(["precisionlm", *(sys.argv[1:] if arguments is None else arguments)])
-        return args.run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except DivergedError as error:
-        print(f"diverged: {error}", file=sys.stderr)
-        return DIVERGED
-    except PreemptedError as error:
-        print(f"preempted: {error}", file=sys.stderr)
-        return PREEMPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+    words, overrides = without_overrides(arguments)
+    args, rest = build_parser().parse_known_args(words)
+    for name, value in vars(args).items():
+        if value == []:  # what argparse makes of --name=--
+            raise UserError(f"{args.command}: --{name.replace('_', '-')} needs a value")
+    unknown = [*rest, *overrides]
+    if unknown and not args.overrides:
+        raise UserError(f"{args.command}: unknown argument '{unknown[0]}'; see precisionlm {args.command} --help")
+    args.rest = unknown
+    args.typed = shlex.join(["precisionlm", *arguments])
+    code: int = args.run(args)
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     from precisionlm import __version__
     from precisionlm.cli.fit import add_verbs
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="precisionlm",
         description="What numeric precision costs a language model, and the best precision for a budget.",
         allow_abbrev=False,
@@ -127,8 +124,8 @@ def _table(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from precisionlm.cli.demo import preview, run_demo
 
-    if not args.scale > 0:
-        raise UserError(f"--scale {args.scale:g}: must be positive")
+    if not 0 < args.scale < math.inf:
+        raise UserError(f"--scale {args.scale:g}: must be a positive number")
     if args.dry_run:
         return print_runs(preview(args.scale), args.json)
     found = run_demo(args.out, args.scale)

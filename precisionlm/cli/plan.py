@@ -37,6 +37,7 @@ from precisionlm.analysis.laws.precision import (
     unquantized,
 )
 from precisionlm.cli.plan_question import Question, question
+from precisionlm.cli.verbs import check_counts
 from precisionlm.errors import UserError
 
 WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 16.0)  # of equal-loss and equal-cost sets
@@ -47,6 +48,7 @@ UNITS = {"N": "non-embedding parameters", "D": "training tokens", "P": "bits per
 def plan(arguments: argparse.Namespace, fitted: Analysis | None) -> dict[str, Any]:
     """The decision as plain data. fitted: the user's own fit, None for published constants."""
     asked, source = question(arguments, fitted)
+    check_counts(arguments, next=(1, 1000))
     out: dict[str, Any] = {"law": asked.law.name, "source": source, "params": dict(asked.params), "units": UNITS,
                            "notes": list(asked.notes)}  # fmt: skip
     if fitted:

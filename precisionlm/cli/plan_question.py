@@ -14,6 +14,8 @@ from precisionlm.analysis.laws.precision import BLOCK, categories, said_by, valu
 from precisionlm.cli.assignments import assignments
 from precisionlm.errors import UserError
 
+_LEAST = {"size": 1.0, "tokens": 1.0, "bits": 1.0, "block": 1.0}  # below, laws give numbers that mean nothing
+
 
 @dataclass(frozen=True)
 class Question:
@@ -69,8 +71,13 @@ def question(arguments: argparse.Namespace, fitted: Analysis | None) -> tuple[Qu
     law, params, source = _constants(arguments, fitted)
     for name in ("compute", "size", "tokens", "bits", "block", "iso_loss"):
         value, option = getattr(arguments, name), "--" + name.replace("_", "-")
-        if value is not None and not 0 < value < INF:
-            raise UserError(f"{option} {value:g}: must be a positive number")
+        least = _LEAST.get(name, 0.0)
+        if value is not None and not (0 < value < INF and value >= least):
+            raise UserError(
+                f"{option} {value:g}: must be a positive number" + (f", {least:g} at least" if least else "")
+            )
+    if not 0 <= arguments.inference_tokens < INF:
+        raise UserError(f"--inference-tokens {arguments.inference_tokens:g}: must be 0 or a positive number")
     at, bits, notes = _precision(arguments, law, params)
     cost = parse_cost(arguments.cost, arguments.inference_tokens)
     kept = (arguments.compute, arguments.size, arguments.tokens, bits)

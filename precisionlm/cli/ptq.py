@@ -5,9 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from precisionlm.cli.verbs import add_verb, loss_text
+from precisionlm.cli.verbs import add_verb, check_counts, loss_text, surviving
 from precisionlm.errors import DONE, UserError
 from precisionlm.json_text import dumps
+
+_MOVED = ("--data.path", "--mesh.replica", "--mesh.fsdp", "--mesh.tensor")
 
 
 def add_ptq(verbs: Any) -> None:
@@ -19,8 +21,9 @@ def add_ptq(verbs: Any) -> None:
         "Quantize the weights of finished runs after training and evaluate them; rows of the same table.\n"
         "Methods: rtn (round to nearest), gptq, awq; with +mse scales are searched, with +qep errors of earlier layers "
         "are made up for,\nwith +seq the matrices of a block are quantized one after the other. What is recorded is "
-        "not done again.",
+        "not done again. For runs that moved: --data.path, --mesh.fsdp, --mesh.replica, --mesh.tensor.",
         "precisionlm ptq runs --method rtn,gptq,awq,gptq+qep --weights W3,W4,W4-g128,mxfp4",
+        overrides=True,
     )
     ptq.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory or a folder of them")
     ptq.add_argument(
@@ -53,22 +56,35 @@ def _ptq(args: argparse.Namespace) -> int:
         from precisionlm.ptq.points import parse_steps
         from precisionlm.storage.result import finished_runs
 
-        if args.seed < 0:
-            raise UserError(f"--seed {args.seed}: must be at least 0")
+        check_counts(args, seed=(0, 2**63 - 1))
+        for word in args.rest:
+            if word.startswith("--") and word.split("=", 1)[0] not in _MOVED:
+                raise UserError(f"ptq: unknown argument '{word}'; of a run it takes {', '.join(_MOVED)}")
         methods = list(dict.fromkeys(str(parse_method(word.strip())) for word in args.method.split(",")))
         quantizations = list(dict.fromkeys(weight_quantization(word.strip()) for word in args.weights.split(",")))
-        options = Options(parse_steps(args.steps), args.at, Calibration(args.calibration, args.seed))
+        options = Options(parse_steps(args.steps), args.at, Calibration(args.calibration, args.seed), tuple(args.rest))
         recipe = str(parse_recipe(args.recipe)) if args.recipe else None
         folders = list(dict.fromkeys(folder for root in args.runs for folder in finished_runs(root, recipe)))
         work = [(folder, method) for folder in folders for method in methods]
-        planned = [plan_run(*one, quantizations, options) for one in work]  # all of them, before anything is spent
+
+        def plan(one: tuple[Path, str]) -> Any:
+            planned = plan_run(*one, quantizations, options)
+            planned.missing()  # reads what is recorded
+            return planned
+
+        ready = surviving(work, plan)  # all of them, before anything is spent
         if args.dry_run:
-            return _print_plan([str(folder) for folder, _ in work], planned, args.json)
+            return _print_plan([str(folder) for (folder, _), _ in ready], [plan for _, plan in ready], args.json)
         keep_executables()
         found = []
         with reporting("ptq") as report:
-            for i, (folder, method) in enumerate(work):
-                rows = quantize_run(folder, method, quantizations, partial(report, i / len(work)), interrupted, options)
+
+            def quantized(one: tuple[int, tuple[Path, str]]) -> list[dict[str, Any]]:
+                i, (folder, method) = one
+                say = partial(report, i / len(ready))
+                return quantize_run(folder, method, quantizations, say, interrupted, options)
+
+            for (_, (folder, _)), rows in surviving(enumerate(work for work, _ in ready), quantized):
                 found += [{"run_dir": str(folder)} | row for row in rows]
     if args.json:
         print(dumps(found))

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,7 +91,7 @@ def _options(args: argparse.Namespace, of_file: Sequence[Any]) -> Any:
     from precisionlm.ptq.evaluate import weight_quantization
     from precisionlm.sweep.scheduler import Options
 
-    if args.pack != "auto" and not (args.pack.isdigit() and int(args.pack)):
+    if args.pack != "auto" and not re.fullmatch("0*[1-9][0-9]{0,5}", args.pack):
         raise UserError(f"--pack {args.pack}: auto, or how many runs are trained together, such as 16 (1: none)")
     pack = None if args.pack == "auto" else int(args.pack)
     given = [weight_quantization(word) for word in (args.ptq or "").split(",") if word]

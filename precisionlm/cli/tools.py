@@ -1,13 +1,14 @@
 """Verbs that train nothing: compile for other machines, explain recipes, measure speed."""
 
 import argparse
+import math
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from precisionlm.cli.data_bench import add_data_bench
-from precisionlm.cli.verbs import add_verb
+from precisionlm.cli.verbs import add_verb, check_counts
 from precisionlm.errors import DONE, UserError
 from precisionlm.json_text import dumps
 
@@ -165,6 +166,7 @@ def _explain(args: argparse.Namespace) -> int:
     from precisionlm.precision.explain import as_text, explain, plot
     from precisionlm.precision.recipe import parse_recipe
 
+    check_counts(args, layers=(1, 10_000))
     recipe = parse_recipe(args.recipe)
     if args.plot and args.plot.suffix not in (".png", ".svg"):
         raise UserError(f"--plot {args.plot}: the name must end in .png or .svg")
@@ -176,6 +178,8 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _bench_precision(args: argparse.Namespace) -> int:
     from precisionlm.bench.precision import print_bench
+
+    check_counts(args, rounds=(1, 1000))
 
     print_bench(args.size, args.recipes, args.rounds, args.json, partial(print, file=sys.stderr, flush=True))
     return DONE
@@ -192,6 +196,8 @@ def _bench_scaling(args: argparse.Namespace) -> int:
 def _bench_training(args: argparse.Namespace) -> int:
     from precisionlm.bench.training import as_text, bench_training
 
+    check_counts(args, steps=(1, 2**31 - 1), every=(1, 2**31 - 1), rounds=(1, 1000))
+
     found = bench_training(
         args.size,
         args.recipe,
@@ -206,6 +212,10 @@ def _bench_training(args: argparse.Namespace) -> int:
 
 def _bench_sweep(args: argparse.Namespace) -> int:
     from precisionlm.bench import packed, sweep
+
+    check_counts(args, rounds=(1, 1000), runs=(1, 10_000), dispatch=(1, 10_000), measured=(1, 10_000))
+    if not 0 < args.tokens < math.inf:
+        raise UserError(f"--tokens {args.tokens:g}: must be a positive number")
 
     say, sizes = partial(print, file=sys.stderr, flush=True), tuple(args.sizes.split(","))
     if args.steps_only:

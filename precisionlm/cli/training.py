@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from precisionlm.cli.jobs import add_job_arguments, joined, planned, reporting_first, warn
-from precisionlm.cli.verbs import add_verb, loss_text, print_runs
+from precisionlm.cli.verbs import add_verb, loss_text, print_runs, surviving
 from precisionlm.errors import DIVERGED, DONE
 from precisionlm.json_text import dumps
 
@@ -83,7 +83,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         check_overrides(args.rest)
         keep_executables()
         folders = dict.fromkeys(folder for root in args.runs for folder in finished_runs(root))
-        asked = [request(folder, args.rest) for folder in folders]  # all of them, before anything is spent
+        # all of them, before anything is spent
+        asked = [one for _, one in surviving(folders, lambda folder: request(folder, args.rest))]
         found = [{"run_dir": str(one.directory.path), "status": "done" if one.recorded else "new"} for one in asked]
         if args.dry_run:
             found = [row | one.settings for row, one in zip(found, asked, strict=True)]

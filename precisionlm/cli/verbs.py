@@ -1,11 +1,44 @@
 """What the verbs of the command line share: how one is declared, how planned runs and losses are printed."""
 
 import argparse
-from collections.abc import Callable, Sequence
-from typing import Any
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn, TypeVar
 
-from precisionlm.errors import DONE
+from precisionlm.errors import DONE, UserError
 from precisionlm.json_text import dumps
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_OVERRIDE = re.compile(r"--\w+(\.\w*)+(=.*)?", re.DOTALL)
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments are an error like any other: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog.partition(' ')[2] or self.prog}: {message}; see {self.prog} --help")
+
+
+def without_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line without its `--section.key value` (or `=value`), and these: argparse, which does not know them,
+    would take a value before the file for the file."""
+    left: list[str] = []
+    overrides: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if not _OVERRIDE.fullmatch(word):
+            left.append(word)
+            continue
+        overrides.append(word)
+        value = None if "=" in word else next(rest, None)
+        if value is not None:
+            if value.startswith("--"):
+                raise UserError(f"{word}: a value is missing before {value}; {word}=VALUE takes any")
+            overrides.append(value)
+    return left, overrides
 
 
 def add_verb(
@@ -28,6 +61,32 @@ def add_verb(
     )
     parser.set_defaults(run=run, command=name, overrides=overrides)
     return parser
+
+
+def surviving(items: Iterable[T], attempt: Callable[[T], R]) -> list[tuple[T, R]]:
+    """Each item with what `attempt` made of it. One that raises UserError is named on standard error and left out;
+    where none is left the first error is raised."""
+    found: list[tuple[T, R]] = []
+    wrong: list[str] = []
+    for item in items:
+        try:
+            found.append((item, attempt(item)))
+        except UserError as error:
+            wrong.append(str(error))
+    if wrong and not found:
+        more = len(set(wrong)) - 1
+        raise UserError(wrong[0] + (f" (and {more} more such errors)" if more else ""))
+    for line in dict.fromkeys(wrong):
+        print(f"left out: {line}", file=sys.stderr)
+    return found
+
+
+def check_counts(args: argparse.Namespace, **ranges: tuple[int, int]) -> None:
+    """Raises UserError for a whole number outside its range (both ends allowed); an absent one is let be."""
+    for name, (least, most) in ranges.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be {least} to {most:,}")
 
 
 def print_runs(entries: list[dict[str, Any]], as_json: bool, more: Sequence[str] = ()) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from precisionlm.config import ModelConfig, validated
+from precisionlm.config import ModelConfig
 from precisionlm.errors import UserError
+from precisionlm.sections import validated
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from precisionlm.precision.formats import BF16, Format
 from precisionlm.precision.recipe import SITES, Quantization, Recipe, operands_of
+from precisionlm.whole_file import written
 
 SCALE_BITS = {"f32": 32, "bf16": 16, "e8m0": 8, "e8m0up": 8, "e4m3": 8}
 _NAMES = {
@@ -151,4 +152,5 @@ def plot(recipe: Recipe, out: Path, layers: int = 4) -> None:
     axes.set_xlim(-1.03, 1.03)
     axes.set_ylim(len(formats) - 0.4, -0.6)
     axes.set_xticks(np.linspace(-1, 1, 9))
-    figure.savefig(out, dpi=150)
+    with written(out) as partial:
+        figure.savefig(partial, dpi=150)

@@ -140,7 +140,7 @@ def _reach(fmt: Format) -> float:
 
 
 BF16 = Format("bf16", "unquantized", 16, 8, 7)
-_FLOAT = re.compile(r"e(\d)m(\d+)(fn?)?")
+_FLOAT = re.compile(r"e([0-9])m([0-9]+)(fn?)?")
 _NAMES = ["bf16", "int4", "int8", "int4full", "uint8", "e4m3", "e4m3fn", "e5m2", "e5m2f", "e2m1", "e3m2", "e2m3"]
 _NAMES += ["ternary", "levels5"]
 
@@ -176,13 +176,13 @@ def parse_format(word: str) -> Format:
         return BF16
     if word == "ternary":
         return levels(3)
-    if match := re.fullmatch(r"int(\d+(?:\.\d+)?)", word):
+    if match := re.fullmatch(r"int([0-9]+(?:\.[0-9]+)?)", word):
         return integer(float(match[1]))
-    if match := re.fullmatch(r"(u?)int(\d+)(full)?", word):
+    if match := re.fullmatch(r"(u?)int([0-9]+)(full)?", word):
         bits = int(match[2])
         if bool(match[1]) != bool(match[3]) and 2 <= bits <= 12:
             return Format(word, "int", bits, 0, bits - 1, levels=2**bits, unsigned=bool(match[1]))
-    if match := re.fullmatch(r"levels(\d+)", word):
+    if match := re.fullmatch(r"levels([0-9]+)", word):
         return levels(int(match[1]))
     if match := _FLOAT.fullmatch(word):
         exponent, mantissa, suffix = int(match[1]), int(match[2]), match[3]

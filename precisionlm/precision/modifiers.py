@@ -28,7 +28,7 @@ class Slot:
 
 
 def _read_sharing(word: str) -> dict[str, Any]:
-    if word[1:].isdigit():
+    if re.fullmatch("[0-9]+", word[1:]):
         return {"sharing": {"g": "group", "b": "block"}[word[0]], "group": int(word[1:])}
     return {"sharing": word, "group": 0}
 
@@ -47,7 +47,7 @@ _SCALE_WORDS = {scale_type: word for word, scale_type in _SCALE_TYPES.items()}
 SLOTS = (
     Slot(
         "sharing",
-        r"tensor|channel|[gb][1-9]\d*",
+        r"tensor|channel|[gb][1-9][0-9]*",
         _read_sharing,
         lambda s: f"{s.sharing[0]}{s.group}" if s.group else s.sharing,
         ("g32", "g64", "g128", "b128", "tensor", "channel"),
@@ -76,7 +76,7 @@ SLOTS = (
     ),
     Slot(
         "rotation",
-        r"r?had\d+",
+        r"r?had[0-9]+",
         _read_rotation,
         lambda s: f"{'r' * s.signs}had{s.rotate}" if s.rotate else "",
         ("had64", "rhad16"),
@@ -112,7 +112,7 @@ def fits(word: str, operand: str) -> bool:
         return operand in ("a", "w")
     if word == "token":
         return operand not in WEIGHTS
-    return operand in WEIGHTS if re.fullmatch(r"b\d+", word) else True
+    return operand in WEIGHTS if re.fullmatch(r"b[0-9]+", word) else True
 
 
 def modified(scaling: Scaling, words: Sequence[str], operand: str) -> Scaling:

@@ -50,7 +50,7 @@ _PRESETS = {
     "mxint8": ("int8", Scaling("group", 32, "e8m0")),
     "nvfp4": ("e2m1", Scaling("group", 16, "e4m3")),
 }
-_COMPACT = re.compile(r"(KV|W|A|Q|K|V|S|G)(\d+(?:\.\d+)?)")
+_COMPACT = re.compile(r"(KV|W|A|Q|K|V|S|G)([0-9]+(?:\.[0-9]+)?)")
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _parse_rule(part: str, text: str, first: bool) -> Rule:
 
 
 def _parse_scope(scope: str, text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    match = re.fullmatch(r"([\w|*]*)(?:\[(-?\d+(?:,-?\d+)*)\])?", scope)
+    match = re.fullmatch(r"([A-Za-z0-9_|*]*)(?:\[(-?[0-9]+(?:,-?[0-9]+)*)\])?", scope)
     if not match:
         raise UserError(f"recipe '{text}': '{scope}' is no place; write site, site|site, site[0,-1], first or last")
     layers = tuple(int(layer) for layer in match[2].split(",")) if match[2] else ()
@@ -283,7 +283,7 @@ def _print_rule(rule: Rule) -> str:
         if operands[0] in LINEAR_OPERANDS and common:
             own = []
         name = quantization.format.name if quantization else "bf16"
-        digits = re.fullmatch(r"int(\d+)", name)
+        digits = re.fullmatch(r"int([0-9]+)", name)
         if symbol[0] != "P" and not own and (digits or name == "bf16"):
             compact += symbol + (digits[1] if digits else "16")
         else:

@@ -32,11 +32,11 @@ def weight_quantization(text: str) -> Quantization:
     """`4`, `int4`, `int4/g128`, `mxfp4`, … as a recipe writes a weight's format, or `W4`, `W4-g128` as it writes one
     of weights alone. Raises UserError, also for what only training has: stochastic rounding, random signs before a
     rotation, trained scales."""
-    if short := re.fullmatch(r"W(\d+)(-g\d+)?", text):
+    if short := re.fullmatch(r"W([0-9]+)(-g[0-9]+)?", text):
         return weight_quantization(f"int{short[1]}{(short[2] or '').replace('-', '/')}")
     if alien := re.search(r"[@:,=-]", text):
         raise UserError(f"'{text}': '{alien[0]}' is for recipes; give bits such as 4 or a format such as int4/g128")
-    word = f"int{text}" if text.isdigit() else text
+    word = f"int{text}" if re.fullmatch("[0-9]+", text) else text
     quantization = parse_recipe(f"W={word}").commonest("w")
     if quantization is None:
         raise UserError(f"'{text}' leaves the weights unquantized; give bits such as 4 or a format such as int4/g128")
@@ -63,11 +63,12 @@ def bound_to(experiment: Experiment, quantization: Quantization) -> tuple[Struct
 @dataclass(frozen=True)
 class Options:
     """steps: at which points of each run (`points`); recipe: of everything but the weights, the run's own if None;
-    calibration: for methods that see inputs."""
+    calibration: for methods that see inputs; overrides: where data and devices are now (`--data.path`, `--mesh.…`)."""
 
     steps: Steps = "last"
     recipe: str | None = None
     calibration: Calibration = field(default_factory=Calibration)
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,12 @@ def plan_run(folder: Path, method: str, quantizations: Sequence[Quantization], o
     for quantization in quantizations:
         chosen.check_fits(quantization)
     fitted = {quantization: bound_to(experiment, quantization) for quantization in quantizations}
-    own = request(folder, [])
+    own = request(folder, options.overrides)
     evaluated = own.run
     if options.recipe is not None:
-        evaluated = request(folder, ["--precision.recipe", options.recipe, "--precision.execution", "simulated"]).run
+        evaluated = request(
+            folder, [*options.overrides, "--precision.recipe", options.recipe, "--precision.execution", "simulated"]
+        ).run
         sites = evaluated.recipe.resolve(experiment.model.layers)
         if any(any(sites[site]["w"]) for site in BLOCK_LINEAR):
             raise UserError(

@@ -1,6 +1,7 @@
 """Points of a run whose weights are kept: its end, checkpoints on the way, the trunk's state before the decay."""
 
 import math
+import re
 import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,7 +35,7 @@ def parse_steps(text: str) -> Steps:
     if text == "all":
         return "all"
     words = text.split(",")
-    if not all(word.isdigit() and int(word) for word in words):
+    if not all(re.fullmatch("0*[1-9][0-9]{0,11}", word) for word in words):
         raise UserError(f"--steps {text}: last, all, or numbers of steps such as 1000,2000")
     return tuple(sorted({int(word) for word in words}))
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -178,6 +179,22 @@ def folder_of(directory: RunDirectory, config: CheckpointConfig, name: str = "ch
     """Where a run's checkpoints are: in its directory, or under its id in `checkpoint.folder`, here or in a bucket."""
     own = epath.Path(config.folder) / directory.path.name if config.folder else epath.Path(directory.path)
     return own / name
+
+
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # of the buckets that etils reads
+
+
+def check_folder(config: CheckpointConfig) -> None:
+    """Raises UserError where `checkpoint.folder` is in a kind of storage that is unknown here, or whose package is
+    missing; asks no network."""
+    scheme, bucket, _ = (config.folder or "").partition("://")
+    if not bucket:
+        return
+    if scheme not in _PACKAGES:
+        raise UserError(f"checkpoint.folder {config.folder}: must be a folder here or begin with gs:// or s3://")
+    if find_spec(_PACKAGES[scheme]) is None:
+        package = _PACKAGES[scheme]
+        raise UserError(f"checkpoint.folder {config.folder}: needs the package {package}: pip install {package}")
 
 
 def absolute(folder: epath.PathLike) -> epath.Path:

@@ -14,8 +14,8 @@ def record_failure(directory: RunDirectory, reason: str) -> None:
 
 def read_failure(directory: RunDirectory) -> str | None:
     """The reason; None for a run that has not failed. Raises UserError where it cannot be read."""
-    found: dict[str, Any] | None = directory.read_json(_NAME)
-    return None if found is None else str(found.get("reason", ""))
+    found: Any = directory.read_json(_NAME)
+    return None if found is None else str(found.get("reason", "")) if isinstance(found, dict) else ""
 
 
 def forget_failure(directory: RunDirectory) -> None:

@@ -58,7 +58,9 @@ def finished_runs(root: Path, recipe: str | None = None) -> list[Path]:
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        if result and result.status == "done" and recipe in (None, result.row["recipe"]):
+        if result and result.row.get("run_id", directory.path.name) != directory.path.name:
+            print(f"left out: {directory.path}: a copy of run {result.row['run_id']}", file=sys.stderr)
+        elif result and result.status == "done" and recipe in (None, result.row.get("recipe")):
             found.append(directory.path)
     if not found:
         raise UserError(f"{root} holds no finished run" + (f" trained at '{recipe}'" if recipe else ""))

@@ -5,12 +5,15 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from precisionlm.errors import UserError
 from precisionlm.json_text import dumps
+from precisionlm.whole_file import written
+
+_KEPT = "; what was saved before is kept"
 
 
 class RunDirectory:
@@ -32,7 +35,7 @@ class RunDirectory:
 
     def clear_partial(self) -> None:
         """Remove what killed processes left half-written; for the owner of the run alone."""
-        for partial in (*self.path.glob(".*.partial"), *self.path.glob("evaluations/.*.partial")):
+        for partial in (*self.path.glob(".*.partial*"), *self.path.glob("evaluations/.*.partial*")):
             partial.unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> None:
@@ -55,7 +58,7 @@ class RunDirectory:
             return None
         except OSError as error:
             raise UserError(f"{self.path / name}: cannot be read: {error.strerror}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"{self.path / name}: no JSON, so cut short or damaged; restore or remove it") from None
 
 
@@ -108,11 +111,17 @@ def last_metrics(path: Path, size: int = 1 << 16) -> list[dict[str, Any]]:
             content = file.read()
     except OSError:
         return []
-    found = []
-    for line in content.split(b"\n")[1 if start else 0 : -1]:
-        with suppress(ValueError):  # damaged; whoever resumes the run says so
-            found.append(json.loads(line))
-    return found
+    lines = content.split(b"\n")[1 if start else 0 : -1]
+    return [found for line in lines if line and (found := _line(line)) is not None]
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """A line of a metrics.jsonl; None for a damaged one."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
 
 def has_evaluation(path: Path, step: int) -> bool:
@@ -142,17 +151,8 @@ def _lines(metrics: list[dict[str, Any]]) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with written(path, _KEPT) as partial:
+        partial.write_bytes(content)
 
 
 @contextmanager
@@ -160,4 +160,4 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; what was saved before is kept") from None
+        raise UserError(f"{path}: cannot be written: {error.strerror}{_KEPT}") from None

@@ -6,8 +6,8 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from precisionlm.cluster.hardware import ASSUMED_MFU, Chip, chip_hours, chip_named
-from precisionlm.config import Section
 from precisionlm.errors import UserError
+from precisionlm.sections import Section
 from precisionlm.sweep.rows import Row
 
 

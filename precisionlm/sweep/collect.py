@@ -13,10 +13,12 @@ from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.sweep.pairs import Measured, with_differences
+from precisionlm.whole_file import written
 
 T = TypeVar("T")
 
 _SETTINGS = ("evaluation", "eval_recipe", "eval_execution", "val_tokens")
+_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 _DTYPES = {"str": "string", "int": "Int64", "float": "float64", "bool": "boolean"}
 
 
@@ -38,14 +40,15 @@ def collect(root: Path) -> tuple[pd.DataFrame, list[str]]:
 
     def contents(directory: RunDirectory, folder: str) -> list[dict[str, Any]]:
         names = sorted(f"{folder}/{path.name}" for path in (directory.path / folder).glob("*.json"))
-        return [found for name in names if (found := readable(directory.read_json, name)) is not None]
+        return [found for name in names if (found := readable(_evaluation, directory, name)) is not None]
 
-    for config in sorted(Path(root).rglob("config.yaml")):
-        directory = RunDirectory.at(config.parent)
+    for directory in _run_directories(root):
         known = len(unfinished)
         result = readable(Result.read, directory)
         if result is None:
             unfinished += [str(directory.path)] if len(unfinished) == known else []
+            continue
+        if readable(_checked, directory, result) is None:
             continue
         run = {"status": result.status, "schema": 1, "ptq_method": "none", "intermediate": False} | result.row
         rows = [_evaluated(run, found) for found in [*result.evaluations, *contents(directory, "evaluations")]]
@@ -60,6 +63,51 @@ def collect(root: Path) -> tuple[pd.DataFrame, list[str]]:
     return table.astype({column.name: _DTYPES[column.dtype] for column in COLUMNS}), unfinished
 
 
+def _run_directories(root: Path) -> list[RunDirectory]:
+    """By path; what lies in one of them, such as the config.yaml of Weights & Biases, is none."""
+    found: list[Path] = []
+    for config in sorted(Path(root).rglob("config.yaml"), key=lambda path: path.parent.parts):
+        if not (found and config.is_relative_to(found[-1])):
+            found.append(config.parent)
+    return [RunDirectory.at(path) for path in found]
+
+
+def _checked(directory: RunDirectory, result: Result) -> Result:
+    """A result whose values are of the columns' types, in its own folder. Raises UserError."""
+    if (own := result.row.get("run_id", directory.path.name)) != directory.path.name:
+        raise UserError(f"{directory.path}: a copy of run {own}; its rows are those of the folder of that name")
+    for row in [result.row, *result.evaluations]:
+        _check_types(row, f"{directory.path / 'result.json'}")
+    for evaluation in result.evaluations:
+        _check_named(evaluation, f"{directory.path / 'result.json'}")
+    return result
+
+
+def _evaluation(directory: RunDirectory, name: str) -> dict[str, Any] | None:
+    """The columns of one evaluation; None if its file is gone. Raises UserError where they are none."""
+    found: Any = directory.read_json(name)
+    if found is not None:
+        where = f"{directory.path / name}"
+        if not isinstance(found, dict):
+            raise UserError(f"{where}: no columns of an evaluation; restore or remove it")
+        _check_named(found, where)
+        _check_types(found, where)
+    return found
+
+
+def _check_named(evaluation: dict[str, Any], where: str) -> None:
+    for name in ("evaluation", "sequences"):
+        if not isinstance(evaluation.get(name, "" if name == "sequences" else None), str):
+            raise UserError(f"{where}: '{name}' must be a name; restore or remove it")
+
+
+def _check_types(row: dict[str, Any], where: str) -> None:
+    for column in COLUMNS:
+        value = row.get(column.name)
+        if value is not None and type(value) not in _TYPES[column.dtype]:
+            raise UserError(f"{where}: {column.name} is {str(value)[:40]!r}, no {column.dtype}; restore or remove it")
+
+
 def _evaluated(run: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
     """A row of the table. What most evaluations leave out: that they are at the run's own precision. JSON has no number
     for a group without end, one scale a channel or tensor: null there."""
@@ -69,16 +117,12 @@ def _evaluated(run: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any
 
 
 def write(table: pd.DataFrame, out: Path) -> list[Path]:
-    """Write `out` (.parquet or .csv) and the other one beside it; returns both paths. UserError on other names."""
+    """Write `out` (.parquet or .csv) and the other one beside it; returns both paths. Raises UserError on other names
+    and where they cannot be written."""
     if out.suffix not in (".parquet", ".csv"):
         raise UserError(f"-o {out}: the name must end in .parquet or .csv (the other one is written beside it)")
-    out.parent.mkdir(parents=True, exist_ok=True)
     paths = [out.with_suffix(".parquet"), out.with_suffix(".csv")]
-    for path in paths:
-        partial = path.with_name(f".{path.name}.partial")
-        if path.suffix == ".csv":
-            table.to_csv(partial, index=False)
-        else:
-            table.to_parquet(partial, index=False)
-        partial.replace(path)
+    with written(paths[0]) as parquet, written(paths[1]) as csv:  # both or none
+        table.to_parquet(parquet, index=False)
+        table.to_csv(csv, index=False)
     return paths

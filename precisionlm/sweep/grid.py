@@ -18,6 +18,7 @@ evaluate: {ptq: [W3, W4-g128, mxfp4]}                       # weights rounded to
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,12 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from precisionlm.config import Experiment, Section, apply_overrides, build, validated
+from precisionlm.config import Experiment, apply_overrides, build
 from precisionlm.errors import UserError
 from precisionlm.model.presets import preset_changes, with_preset
 from precisionlm.precision.recipe import Quantization
 from precisionlm.ptq.evaluate import weight_quantization
+from precisionlm.sections import Section, validated
 from precisionlm.sweep.budget import Budget
 from precisionlm.sweep.rules import LearningRate
 from precisionlm.sweep.where import meant
@@ -37,6 +39,8 @@ from precisionlm.yaml_text import read_yaml
 
 _RATE, _SEED, _STEPS = "optimizer.learning_rate", "training.seed", "training.steps"
 _SHORT = ("tokens", "preset")  # axes that are no key paths and list values all the same
+
+_MOST_ROWS = 100_000  # of a file
 
 Changes = dict[str, Any]  # key path (or `tokens`, `preset`) → value
 
@@ -80,7 +84,7 @@ class SweepFile(Section):
     @field_validator("seeds")
     @classmethod
     def _listed(cls, given: Any) -> list[int] | None:
-        seeds = list(range(given)) if type(given) is int else given
+        seeds = list(range(min(given, _MOST_ROWS + 1))) if type(given) is int else given
         if given is None or (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
             return seeds
         raise ValueError("must be how many seeds, such as 3, or a list of them")
@@ -112,6 +116,8 @@ def read_sweep(path: str | Path, overrides: list[str] | None = None) -> Sweep:
     if not isinstance(base, dict) or (file.grid is None and file.zip is None and file.seeds is None):
         raise UserError(f"{path}: needs 'experiment:' (a tree or a file) and 'grid:' (axes with lists of values)")
     axes = _axes(file, source)
+    if (rows := math.prod(map(len, axes.values()))) > _MOST_ROWS:
+        raise UserError(f"{path}: the axes make {rows:,} rows, at most {_MOST_ROWS:,} are possible; split the sweep")
     points = []
     for combination in itertools.product(*axes.values()):
         changes = {key: value for part in combination for key, value in part.items()}
@@ -135,7 +141,7 @@ def _axes(file: SweepFile, source: str) -> dict[str, Sequence[Changes]]:
     if file.seeds is not None:
         axes["seeds"] = named["'seeds:'"] = [{_SEED: seed} for seed in file.seeds]
     for name, values in named.items():
-        for key in dict.fromkeys(key for value in values for key in value):
+        for key in dict.fromkeys(_STEPS if key == "tokens" else key for value in values for key in value):
             if key in sets:
                 raise UserError(f"{source}: {name} and {sets[key]} both set {key}; leave one of them away")
             sets[key] = name
@@ -176,7 +182,7 @@ def _build_point(
     _set(tree, changes, source)
     tree = apply_overrides(tree, overrides)
     if tokens is not None and not _overridden(_STEPS, overrides):
-        if not isinstance(tokens, int | float) or tokens <= 0:
+        if type(tokens) not in (int, float) or not 0 < tokens < math.inf:
             raise UserError(f"{source}: tokens = {tokens}: must be a positive number of tokens")
         placeholders = {_STEPS: 1} | ({} if rule is None else {_RATE: 1.0})
         batch_tokens = build(_with(tree, placeholders, source), source).batch_tokens

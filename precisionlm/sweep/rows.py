@@ -1,15 +1,18 @@
 """The experiments of a sweep before they are run: sizes, costs, and what became of each so far."""
 
+import sys
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from precisionlm.config import Experiment
+from precisionlm.errors import UserError
 from precisionlm.storage.failure import read_failure
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.flops import training_flops_per_token
 from precisionlm.training.run import Run, check_schema, check_weights_from, non_embedding_of, prepare_run
+from precisionlm.whole_file import check_writable
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ def plan(experiments: Sequence[Experiment], out: Path) -> list[Row]:
 
     Raises UserError for the first experiment that cannot run, so that a sweep fails before it spends anything.
     """
+    check_writable(out)
     rows: dict[str, Row] = {}
     for experiment in experiments:
         run = prepare_run(experiment)
@@ -50,11 +54,15 @@ def plan(experiments: Sequence[Experiment], out: Path) -> list[Row]:
 
 
 def status_of(directory: RunDirectory) -> str:
-    """What became of a run so far. Raises UserError where its result cannot be read."""
-    finished = Result.read(directory)
-    if finished is not None:
-        return finished.status
-    if read_failure(directory) is not None:
+    """What became of a run so far; failed too where its files cannot be read, which is said on standard error."""
+    try:
+        finished = Result.read(directory)
+        if finished is not None:
+            return finished.status
+        if read_failure(directory) is not None:
+            return "failed"
+    except UserError as error:
+        print(f"left out: {error}", file=sys.stderr)
         return "failed"
     return "begun" if directory.path.exists() else "new"
 

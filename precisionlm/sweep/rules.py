@@ -5,8 +5,9 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from precisionlm.config import Experiment, Section
+from precisionlm.config import Experiment
 from precisionlm.model.presets import non_embedding_parameters
+from precisionlm.sections import Section
 
 
 class MuP(Section):

@@ -23,7 +23,7 @@ class Shard:
 def parse_shard(text: str, environment: Mapping[str, str]) -> Shard:
     """`i/n`; `auto`: index and count from the scheduler that started this process; `auto/n`: the index from it, the
     count given. Raises UserError."""
-    found = re.fullmatch(r"(\d+|auto)(?:/(\d+))?", text)
+    found = re.fullmatch(r"([0-9]+|auto)(?:/([0-9]+))?", text)
     if found is None or (found[1] != "auto" and found[2] is None):
         raise UserError(f"--shard {text}: must be i/n with i from 0, such as 0/4; auto; or auto/n")
     count = None if found[2] is None else int(found[2])
@@ -40,7 +40,7 @@ def _of_scheduler(count: int | None, environment: Mapping[str, str]) -> Shard:
 
     def number(name: str, otherwise: int | None = None) -> int:
         value = environment.get(name, "" if otherwise is None else str(otherwise))
-        if not value.isdigit():
+        if not re.fullmatch("[0-9]+", value):
             raise UserError(f"--shard auto: {name} is '{value}', no number; give --shard i/n or auto/n")
         return int(value)
 

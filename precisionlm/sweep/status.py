@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from precisionlm.config import Experiment
+from precisionlm.errors import UserError
 from precisionlm.model.presets import non_embedding_parameters
 from precisionlm.progress import clock
 from precisionlm.storage.claim import holder
@@ -100,18 +101,23 @@ def standing_of(run_id: str, e: Experiment, directory: RunDirectory) -> Standing
         return Standing(run_id, state, n, e.tokens, e.precision.recipe, seed, steps, flops, **details)
 
     held = None
-    if (result := Result.read(directory)) is None:
-        held = holder(directory)  # asked before the result is looked for again: who finishes writes first
-        result = Result.read(directory)
+    try:
+        if (result := Result.read(directory)) is None:
+            held = holder(directory)  # asked before the result is looked for again: who finishes writes first
+            result = Result.read(directory)
+        reason = read_failure(directory)
+    except UserError as error:  # a damaged file is of this run alone
+        return standing("failed", reason=str(error))
     if result is not None:
-        return standing(result.status, step=result.row.get("steps") or 0, reason=result.reason)
+        steps_done = result.row.get("steps")
+        return standing(result.status, step=steps_done if isinstance(steps_done, int) else 0, reason=result.reason)
     metrics = [line for line in last_metrics(directory.metrics) if "loss" in line]
     step = metrics[-1]["step"] if metrics else 0
     if held is not None:
         seconds = [line["seconds"] for line in metrics[-_RECENT:] if line.get("seconds")]
         rate = e.batch_tokens / statistics.median(seconds) if seconds else None
         return standing("running", step=step, tokens_per_second=rate, holder=held)
-    if (reason := read_failure(directory)) is not None:
+    if reason is not None:
         return standing("failed", step=step, reason=reason)
     return standing("begun" if directory.path.exists() else "new", step=step)
 

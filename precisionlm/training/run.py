@@ -19,6 +19,7 @@ from precisionlm.model.transformer import axis_sizes, parameter_counts
 from precisionlm.precision.binding import Grids, leaks_future
 from precisionlm.precision.describe import precision_columns
 from precisionlm.precision.recipe import Recipe, parse_recipe
+from precisionlm.storage.checkpoint import check_folder
 from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
@@ -27,6 +28,7 @@ from precisionlm.training.optimizer import decay_share, final_rate_fraction, hyp
 from precisionlm.training.provenance import Segment, distinct
 from precisionlm.training.sharding import make_mesh
 from precisionlm.training.step import Program, abstract_state, bound, program_of
+from precisionlm.training.tracking import check_packages
 from precisionlm.training.trunk import Trunk, trunk_of
 
 
@@ -89,6 +91,8 @@ def prepare_run(experiment: Experiment, devices: list[jax.Device] | None = None)
     Raises UserError for what does not fit together: vocabulary, batch and mesh, group sizes, tokens.
     """
     experiment, dataset = _with_vocabulary(experiment)
+    check_folder(experiment.checkpoint)
+    check_packages(experiment.tracking)
     source.unique_sequences(dataset, experiment.data.sequence_length, experiment.data.unique_tokens)
     mesh = make_mesh(experiment.mesh, devices)
     data_parallel = mesh.shape["replica"] * mesh.shape["fsdp"]

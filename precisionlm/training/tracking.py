@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +52,16 @@ class _WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def check_packages(config: TrackingConfig) -> None:
+    """Raises UserError where a tracker that is asked for has no package here."""
+    for asked, key, package in (
+        (config.tensorboard, "tensorboard", "tensorboardX"),
+        (config.wandb_project, "wandb_project", "wandb"),
+    ):
+        if asked and find_spec(package) is None:
+            raise UserError(f"tracking.{key} needs {package}: pip install precisionlm[track]")
 
 
 @contextmanager

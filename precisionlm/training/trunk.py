@@ -5,10 +5,12 @@ Under `wsd` two runs that differ in their budgets alone are one run until the ea
 that lies on its own way, of any run beside it: bit for bit the run that it would have been (on the same mesh).
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from precisionlm.config import Experiment
+from precisionlm.errors import UserError
 from precisionlm.identity import run_id
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.optimizer import hyperparameters
@@ -50,7 +52,13 @@ def latest_shared(directory: RunDirectory, trunk: Trunk) -> dict[str, Any] | Non
     """The latest state on the way of the run in `directory`, among the runs beside it: run_id, steps, state."""
     found = []
     for path in directory.path.parent.glob(f"*/{_RECORD}"):
-        record = RunDirectory(directory.path.parent, path.parent.name).read_json(_RECORD)
-        if record["identity"] == trunk.identity and 0 < record["steps"] <= trunk.steps:
-            found.append({"run_id": path.parent.name, "steps": record["steps"], "state": record["state"]})
+        try:
+            record = RunDirectory.at(path.parent).read_json(_RECORD)
+            identity, steps, state = record["identity"], int(record["steps"]), str(record["state"])
+        except (UserError, TypeError, KeyError, ValueError):
+            print(f"left out: {path}: no record of a shared trunk; restore or remove it", file=sys.stderr)
+            continue
+        if identity == trunk.identity and 0 < steps <= trunk.steps:
+            own = path.parent / "trunk"  # found also where the folder moved, or --out was written otherwise
+            found.append({"run_id": path.parent.name, "steps": steps, "state": str(own) if own.exists() else state})
     return max(found, key=lambda branch: (branch["steps"], branch["run_id"]), default=None)

@@ -25,7 +25,7 @@ def format_named(name: str) -> tuple[Format, int]:
 
     Raises UserError naming the nearest."""
     word = ALIASES.get(name.lower(), name.lower())
-    found = parse_value(f"int{word}" if word.isdigit() else word)
+    found = parse_value(f"int{word}" if re.fullmatch("[0-9]+", word) else word)
     return (BF16, 0) if found is None else (found.format, found.scaling.group)
 
 
@@ -157,10 +157,10 @@ def unquantized(law: Law) -> dict[str, float]:
 
 def width_named(text: str) -> float:
     """Bits of a value of a format by its name, with text of any kind after it (4NOH); NaN for a name without any."""
-    if found := re.match(r"\d+(\.\d+)?(?![\d:])", text):
+    if found := re.match(r"[0-9]+(\.[0-9]+)?(?![0-9:])", text):
         return float(found[0])
-    if found := re.fullmatch(r"(?:(?:W|A|KV)\d+(?:\.\d+)?)+", text):
-        return float(np.mean([float(b) for b in re.findall(r"\d+(?:\.\d+)?", text)]))
+    if found := re.fullmatch(r"(?:(?:W|A|KV)[0-9]+(?:\.[0-9]+)?)+", text):
+        return float(np.mean([float(b) for b in re.findall(r"[0-9]+(?:\.[0-9]+)?", text)]))
     try:
         return float(format_named(text)[0].bits)
     except UserError:

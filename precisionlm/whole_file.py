@@ -1,0 +1,57 @@
+"""Files that are complete or absent, and on disk: written under another name, synced, renamed, the folder synced."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from precisionlm.errors import UserError
+
+
+@contextmanager
+def written(path: Path, kept: str = "") -> Iterator[Path]:
+    """A path of the same ending to write to, which becomes `path` when the block ends and is removed if it fails.
+    Folders above are made. kept: said after the reason. Raises UserError where it cannot be written."""
+    if "\0" in str(path):
+        raise UserError("the path of a file holds a null character")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            sync(partial)
+            partial.replace(path)
+            sync(path.parent)  # the rename is the folder's
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}{kept}") from None
+
+
+def sync(path: Path) -> None:
+    """A file or a folder to the disk. Raises OSError; file systems that sync no folders are let be."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written to, not read
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError where a folder is not there and cannot be made, or takes no files; makes nothing."""
+    if "\0" in str(folder):
+        raise UserError("the path of a folder holds a null character")
+    there = folder.absolute()
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"{folder}: cannot be written: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: cannot be written: no rights in {there}")

@@ -1,0 +1,60 @@
+"""One damaged run does not stop the others: it is named, and what is left is done."""
+
+import json
+import shutil
+
+import pytest
+
+from precisionlm.cli.main import main
+
+from ..fuzz.world import make
+
+
+@pytest.fixture
+def runs(tokens_folder, tmp_path, monkeypatch):
+    make(tmp_path, tokens_folder)
+    monkeypatch.chdir(tmp_path)
+    return sorted((tmp_path / "runs").iterdir())
+
+
+VERBS = (["ptq", "runs", "--dry-run"], ["evaluate", "runs", "--dry-run"])
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"status": "done"}', '{"reason": NaN'])
+def test_a_damaged_result(runs, capsys, content):
+    (runs[0] / "result.json").write_text(content)
+    for words in VERBS:
+        assert main(words) == 0
+        out, err = capsys.readouterr()
+        assert str(runs[1].name) in out and runs[0].name not in out
+        assert err.startswith("left out: ") and f"{runs[0].name}/result.json" in err and err.count("\n") == 1
+    assert main(["table", "runs", "-o", "t.csv", "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["runs"] == 1 and len(counts["unfinished"]) == 1 and runs[0].name in counts["unfinished"][0]
+    (runs[1] / "result.json").write_text(content)
+    assert main(["table", "runs", "-o", "t.csv"]) == 2 and main(VERBS[0]) == 2
+
+
+def test_a_copied_run_and_a_row_that_is_none(runs, capsys):
+    shutil.copytree(runs[0], runs[0].with_name("copy"))
+    (runs[1] / "ptq" / "rtn-int4.json").write_text("")
+    (runs[1] / "evaluations" / "W3-1999-abcdef.json").write_text('{"evaluation": "recipe", "val_loss": "low"}')
+    (runs[1] / "wandb" / "run").mkdir(parents=True)
+    (runs[1] / "wandb" / "run" / "config.yaml").write_text("x: 1")  # of Weights & Biases: no run
+    assert main(["table", "runs", "-o", "t.csv", "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["rows"], counts["runs"], len(counts["unfinished"])) == (4, 2, 3)
+    assert any("copy: a copy of run" in line for line in counts["unfinished"])
+    for words in VERBS:
+        assert main(words) == 0
+        assert "copy: a copy of run" in capsys.readouterr().err
+
+
+def test_data_that_moved(runs, capsys, tmp_path):
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert main(["ptq", "runs", "--dry-run"]) == 2
+    assert "holds no prepared data" in capsys.readouterr().err
+    assert main(["ptq", "runs", "--dry-run", "--data.path", "moved"]) == 0
+    assert "nothing was quantized" in capsys.readouterr().out
+    assert main(["ptq", "runs", "--dry-run", "--training.steps", "3"]) == 2
+    assert "ptq: unknown argument '--training.steps'" in capsys.readouterr().err
