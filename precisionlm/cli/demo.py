@@ -27,7 +27,7 @@ SIZES = (
     {"layers": 2, "width": 32, "heads": 2, "mlp_width": 96, "init_std": 0.04},
     {"layers": 3, "width": 96, "heads": 3, "mlp_width": 256, "init_std": 0.04},
 )
-TOKENS = (120_000, 480_000)
+TOKENS = (100_000, 320_000)
 RECIPES = ("bf16", "W4A8", "W3A8")
 PTQ_BITS = (3, 4, 6)
 
