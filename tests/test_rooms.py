@@ -10,7 +10,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up. A name is a room or one file of it; the longest that fits a module says where it stands.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "json_text", "yaml_text", "whole_file", "progress", "columns", "expressions", "analysis.table"),
+    (
+        "errors",
+        "json_text",
+        "yaml_text",
+        "whole_file",
+        "terminal",
+        "progress",
+        "columns",
+        "expressions",
+        "analysis.table",
+    ),
     ("precision", "cluster", "sections", "analysis.laws"),
     ("config", "identity", "analysis.table.read", "analysis.table.symbols", "analysis.fitting"),
     ("data", "model", "storage", "analysis.decisions"),

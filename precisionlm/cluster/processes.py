@@ -24,6 +24,7 @@ from precisionlm.cluster.lifeline import Lifeline
 from precisionlm.cluster.meeting import meet
 from precisionlm.cluster.preemption import nothing_to_lose
 from precisionlm.errors import DONE, PreemptedError, UserError, exit_code
+from precisionlm.terminal import Plain
 
 T = TypeVar("T")
 
@@ -128,7 +129,7 @@ def _keep_stdout_ours() -> None:
     """The collectives' library announces itself on standard output, where a user's JSON goes: send it to stderr."""
     ours = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    sys.stdout = ours
+    sys.stdout = Plain(ours)
 
 
 def is_first() -> bool:

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 _SETTINGS = ("evaluation", "eval_recipe", "eval_execution", "val_tokens")
 _TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a cell begins with that spreadsheets compute
 _DTYPES = {"str": "string", "int": "Int64", "float": "float64", "bool": "boolean"}
 
 
@@ -99,6 +100,8 @@ def _check_named(evaluation: dict[str, Any], where: str) -> None:
     for name in ("evaluation", "sequences"):
         if not isinstance(evaluation.get(name, "" if name == "sequences" else None), str):
             raise UserError(f"{where}: '{name}' must be a name; restore or remove it")
+    if ".." in (parts := Path(evaluation.get("sequences", "")).parts) or parts[:1] == ("/",):
+        raise UserError(f"{where}: 'sequences' names a file outside the run; restore or remove it")
 
 
 def _check_types(row: dict[str, Any], where: str) -> None:
@@ -124,5 +127,16 @@ def write(table: pd.DataFrame, out: Path) -> list[Path]:
     paths = [out.with_suffix(".parquet"), out.with_suffix(".csv")]
     with written(paths[0]) as parquet, written(paths[1]) as csv:  # both or none
         table.to_parquet(parquet, index=False)
-        table.to_csv(csv, index=False)
+        _harmless(table).to_csv(csv, index=False)
     return paths
+
+
+def _harmless(table: pd.DataFrame) -> pd.DataFrame:
+    """Texts that a spreadsheet would take for a formula and compute, behind an apostrophe; Parquet has them as they
+    are. https://owasp.org/www-community/attacks/CSV_Injection"""
+
+    def shown(text: Any) -> Any:
+        return f"'{text}" if isinstance(text, str) and text.startswith(_FORMULA) else text
+
+    texts = [column.name for column in COLUMNS if column.dtype == "str" and column.name in table]
+    return table.assign(**{name: table[name].map(shown) for name in texts})
