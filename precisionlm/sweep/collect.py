@@ -13,6 +13,7 @@ from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.sweep.pairs import Measured, with_differences
+from precisionlm.terminal import harmless
 from precisionlm.whole_file import written
 
 T = TypeVar("T")
@@ -136,7 +137,10 @@ def _harmless(table: pd.DataFrame) -> pd.DataFrame:
     are. https://owasp.org/www-community/attacks/CSV_Injection"""
 
     def shown(text: Any) -> Any:
-        return f"'{text}" if isinstance(text, str) and text.startswith(_FORMULA) else text
+        if not isinstance(text, str):
+            return text
+        plain = harmless(text)  # a carriage return would begin another row
+        return f"'{plain}" if text.startswith(_FORMULA) else plain
 
     texts = [column.name for column in COLUMNS if column.dtype == "str" and column.name in table]
     return table.assign(**{name: table[name].map(shown) for name in texts})
