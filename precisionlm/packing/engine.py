@@ -20,6 +20,7 @@ from precisionlm.errors import PreemptedError
 from precisionlm.packing import saved
 from precisionlm.packing.corpus import Order
 from precisionlm.packing.member import Member, claimed
+from precisionlm.packing.narrow import pays, slots_needed
 from precisionlm.packing.prepare import Prepared
 from precisionlm.packing.program import blank_stack, put, take
 from precisionlm.packing.queue import Queue
@@ -40,6 +41,15 @@ class Keep:
     every_seconds: float = 600.0
 
 
+@dataclass(frozen=True)
+class Trained:
+    """outcome: run id → what became of it; narrower: slots of the pack in which the other runs go on better, with their
+    state on disk; None where none is left."""
+
+    outcome: dict[str, Status]
+    narrower: int | None = None
+
+
 def train_pack(
     prepared: Prepared,
     runs: Sequence[Run],
@@ -47,9 +57,9 @@ def train_pack(
     keep: Keep = Keep(),
     report: Report = lambda steps, runs, loss: None,
     interrupted: Callable[[], bool] = lambda: False,
-) -> dict[str, Status]:
-    """Train every run that nobody else holds, all of one program and on one dataset; returns run id → what became of
-    it. Each leaves the same files as `training.execute.train` leaves.
+) -> Trained:
+    """Train every run that nobody else holds, all of one program and on one dataset, until all are done or so few are
+    left that a narrower pack pays. Each leaves the same files as `training.execute.train` leaves.
 
     Raises UserError as `train` does, and PreemptedError as soon as `interrupted` says so: then the state of all members
     is on disk, and the same runs continue where they were.
@@ -66,7 +76,7 @@ def train_pack(
         pack = _Pack(prepared, runs, out, keep, interrupted, writer, held)
         pack.train(report)
     saved.discard_finished(out)
-    return pack.outcome
+    return Trained(pack.outcome, pack.narrower)
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,7 @@ class _Pack:
         held: ExitStack,
     ):
         self.outcome: dict[str, Status] = {}
+        self.narrower: int | None = None
         self._prepared, self._shape, self._out, self._keep = prepared, prepared.shape, out, keep
         self._interrupted = interrupted
         self._queue = Queue(runs, out)
@@ -101,6 +112,7 @@ class _Pack:
         self._orders: dict[str, Order] = {}
         self._taken: list[str] = []
         self._settled: float | None = None  # when the dispatch before ended
+        self._step_seconds = 0.0
         held.callback(self._let_all_go)
         self._left = saved.newest(self._shape, out, {run.run_id for run in runs})
         if self._left is not None:
@@ -112,6 +124,7 @@ class _Pack:
         )
         if self._left is not None and self._checkpoints is not None:
             self._save()  # under a name of our own before the pack that was left is given up
+            self._checkpoints.replaces(self._left, {run.run_id for run in runs})
         self._left = None
 
     def train(self, report: Report) -> None:
@@ -132,13 +145,16 @@ class _Pack:
                 if stop:
                     self._stop()
                 self._fill()
-                if due:
+                self.narrower = self._narrower()
+                if due or self.narrower:
                     self._save()
                     saved_at = time.monotonic()
             report(made, sum(map(bool, self._slots)), self._mean_loss())
             self._results.check()
             if self._checkpoints is not None:
                 self._checkpoints.check()
+            if self.narrower:
+                break
         self._evaluate()
         self._results.wait()
 
@@ -167,6 +183,16 @@ class _Pack:
                 each = [member.run if member is not None else runs[0] for member in self._slots]
                 self._numbers = self._prepared.numbers(each)
             saved.record(self._out, self._shape, self._taken)
+
+    def _narrower(self) -> int | None:
+        """Slots that are enough for what is left, if a pack of so many pays."""
+        live = [member for member in self._slots if member is not None]
+        if not live:
+            return None
+        needed = slots_needed(len(live), self._queue.chains, self._shape.devices.size)
+        steps = max([member.steps - member.step for member in live] + [self._queue.longest - live[0].step])
+        cost = self._prepared.seconds
+        return needed if pays(self._shape.runs, needed, steps, self._step_seconds, cost) else None
 
     def _slot_of(self, run: Run) -> int:
         """An empty one; the one where it was, if it can be, so that a pack that is taken up again is the same pack."""
@@ -219,7 +245,7 @@ class _Pack:
         metrics = {name: np.asarray(values) for name, values in dispatch.metrics.items()}
         now, seconds = time.monotonic(), None
         if self._settled is not None:  # the first one after a start waits for the compiler
-            seconds = (now - max(self._settled, dispatch.begun)) / max(dispatch.todo)
+            seconds = self._step_seconds = (now - max(self._settled, dispatch.begun)) / max(dispatch.todo)
         self._settled = now
         for r, member in enumerate(dispatch.members):
             if member is not None and member.diverged is None:

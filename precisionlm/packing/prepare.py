@@ -6,6 +6,7 @@ faults), and what is compiled finds worse kernels. So packs that come after each
 the first of them trains. Tracing needs no device: that of coming packs is done meanwhile.
 """
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -32,10 +33,12 @@ class Prepared:
     """For packs of a shape on the data of a run; made without compiling anything.
 
     ptq: the formats in which finished runs are evaluated too; products: matrix products of one step that take each
-    quantized operand. After `compile`: advance, the step (`program.advance`), and measure, of the audit.
+    quantized operand. After `compile`: advance, the step (`program.advance`), measure, of the audit, and seconds, what
+    tracing and compiling took.
     """
 
     def __init__(self, shape: PackShape, run: Run, ptq: Sequence[Quantization] = ()):
+        begun = time.monotonic()
         self.shape, self.ptq = shape, tuple(ptq)
         self.corpus = Corpus(shape, run.dataset)
         self.batches_sharding = NamedSharding(shape.devices, P(None, RUN))
@@ -47,13 +50,19 @@ class Prepared:
         self._step, self._measure = traced.lower(), lower_measure(run)
         for structure in self._evaluated_at(run, ptq):
             self.evaluator.lower(structure, run.grids)
+        self.seconds = time.monotonic() - begun
 
     def begin_compiling(self, threads: Executor) -> list[Future[Any]]:
         """Have everything compiled in these threads, unless that was begun; what is not to be waited for here."""
         if not self._compiling:
+            begun = time.monotonic()
             own = [threads.submit(lowered.compile) for lowered in (self._step, self._measure)]
             self._compiling = [*own, *self.evaluator.begin_compiling(threads)]
+            own[0].add_done_callback(lambda _: self._took(begun))
         return self._compiling
+
+    def _took(self, begun: float) -> None:
+        self.seconds += time.monotonic() - begun
 
     def compile(self) -> None:
         """Compile everything and execute it once, on zeros and to no effect, unless that was done. Raises what
@@ -63,12 +72,14 @@ class Prepared:
         with ThreadPoolExecutor(3, "compile") as threads:
             self.begin_compiling(threads)
         self.advance, self.measure = (compiling.result() for compiling in self._compiling[:2])
+        begun = time.monotonic()
         state = blank_stack(self.shape)()
         self.evaluator.execute_once(state["params"], self._run.grids)
         runs = [self._run] * self.shape.runs
         batches = self.place(self.corpus.batches([None] * self.shape.runs))
         arguments = (self.corpus.on_device, batches, *self.numbers(runs), self.counts([0] * self.shape.runs))
         jax.block_until_ready(self.advance(state, *arguments))
+        self._took(begun)
         self._compiled = True
 
     def numbers(self, runs: list[Run]) -> tuple[Any, Any, jax.Array]:

@@ -22,6 +22,16 @@ class Queue:
         order = {run_id: i for i, run_id in enumerate(run_ids)}
         self._waiting.sort(key=lambda run: order.get(run.run_id, len(order)))
 
+    @property
+    def chains(self) -> int:
+        """How many trunks those that wait share."""
+        return len({run.trunk.identity for run in self._waiting if run.trunk is not None})
+
+    @property
+    def longest(self) -> int:
+        """Steps of the longest that waits."""
+        return max((run.experiment.training.steps for run in self._waiting), default=0)
+
     def next_ready(self) -> Run | None:
         """Take the next run that need not wait for another one's trunk; None if there is none now."""
         for i, run in enumerate(self._waiting):

@@ -71,6 +71,7 @@ class Checkpointed:
 
     def __init__(self, out: Path, run_ids: list[str], left: SavedPack | None):
         directory = _directory(out, run_ids)
+        self._path = directory.path
         self._number = left.number if left is not None and left.path == directory.path else 0
         if not self._number:  # of an earlier pack under this name, which nobody goes on with
             shutil.rmtree(directory.path / "checkpoints", ignore_errors=True)
@@ -81,6 +82,13 @@ class Checkpointed:
         """Start saving; the state may be donated as soon as this returns. Raises UserError."""
         self._number += 1
         self._checkpoints.save(self._number, state, {"slots": [slot and vars(slot) for slot in slots]})
+
+    def replaces(self, left: SavedPack, run_ids: set[str]) -> None:
+        """What was saved is on disk, and the pack before is given up unless runs of it are somebody else's. run_ids:
+        that are ours, or wait to be."""
+        if left.path != self._path and {slot.run_id for slot in left.slots if slot is not None} <= run_ids:
+            self._checkpoints.wait()
+            shutil.rmtree(left.path, ignore_errors=True)
 
     def __enter__(self) -> "Checkpointed":
         self._checkpoints.__enter__()

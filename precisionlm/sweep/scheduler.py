@@ -182,35 +182,44 @@ class _Job:
 
 
 def _together(job: _Job, prepare: Callable[[], Prepared], under_way: Callable[[], None]) -> None:
-    """As a pack, or where that does not fit the memory, as smaller ones. under_way: called once steps are made."""
-    group, shape = job.group, job.group.shape
-    total = sum(run.experiment.training.steps for run in group.runs)
+    """As a pack, its tail as a narrower one; where it does not fit the memory, as smaller ones. under_way: called once
+    steps are made."""
+    group, shape, left = job.group, job.group.shape, list(job.group.runs)
+    total, before, now = sum(run.experiment.training.steps for run in left), 0, 0
     assert shape is not None
 
     def steps(made: int, runs: int, loss: float) -> None:
+        nonlocal now
+        now = before + made
         if not math.isnan(loss):
             under_way()
         shown = "" if math.isnan(loss) else f"  mean loss {loss:.3f}"
-        job.report(min(1.0, made / total), f"N {group.rows[0].non_embedding:,} x {runs} runs{shown}")
+        job.report(min(1.0, now / total), f"N {group.rows[0].non_embedding:,} x {runs} runs{shown}")
 
     while True:
         job.outcome.compilations += 1
         try:
-            keep = job.options.keep
-            for run_id, status in train_pack(prepare(), group.runs, job.out, keep, steps, job.interrupted).items():
+            trained = train_pack(prepare(), left, job.out, job.options.keep, steps, job.interrupted)
+            for run_id, status in trained.outcome.items():
                 getattr(job.outcome, status).append(run_id)
-            return
+            left = [run for run in left if run.run_id not in trained.outcome]
+            if trained.narrower is None:
+                return
+            job.say(f"{len(left)} runs are left; packs of {trained.narrower} now")
+            shape, before = replace(shape, runs=trained.narrower), now
+            prepare = partial(Prepared, shape, left[0], job.options.ptq)
+            continue
         except (UserError, PreemptedError):
             raise
         except Exception as error:
             smaller = shape.runs // 2 // shape.devices.size * shape.devices.size
             if "RESOURCE_EXHAUSTED" not in str(error) or not smaller:
-                for run in group.runs:
+                for run in left:
                     _fail(run, job.out, error, job.outcome, job.say)
                 return
         job.say(f"packs of {shape.runs} do not fit the memory; packs of {smaller} now")
         shape = replace(shape, runs=smaller)
-        prepare = partial(Prepared, shape, group.runs[0], job.options.ptq)
+        prepare = partial(Prepared, shape, left[0], job.options.ptq)
 
 
 def _one_by_one(

@@ -9,8 +9,9 @@ import pytest
 
 from precisionlm.config import build
 from precisionlm.errors import PreemptedError
+from precisionlm.packing import engine, narrow
 from precisionlm.packing.corpus import Corpus, Order
-from precisionlm.packing.engine import Keep, train_pack
+from precisionlm.packing.engine import Keep, Trained, train_pack
 from precisionlm.packing.prepare import Prepared
 from precisionlm.packing.program import PackShape, run_mesh
 from precisionlm.ptq.evaluate import Options, quantize_run, weight_quantization
@@ -67,7 +68,7 @@ def alone(members, tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(members, prepared, tmp_path_factory):
     out = tmp_path_factory.mktemp("packed")
-    assert set(train_pack(prepared, members, out).values()) == {"done"}
+    assert set(train_pack(prepared, members, out).outcome.values()) == {"done"}
     return out
 
 
@@ -118,7 +119,7 @@ def test_an_interrupted_pack_goes_on_bit_for_bit(members, prepared, packed, tmp_
     for _ in range(2):
         with pytest.raises(PreemptedError, match="the same command continues"):
             train_pack(prepared, members, tmp_path, interrupted=lambda: next(polls))
-    outcome = train_pack(prepared, members, tmp_path)
+    outcome = train_pack(prepared, members, tmp_path).outcome
     assert {"done", "skipped"} >= set(outcome.values())
     for run in members:
         assert losses(tmp_path / run.run_id) == losses(packed / run.run_id)
@@ -175,7 +176,7 @@ def test_two_members_that_are_one_run_are_equal_bit_for_bit(tokens_folder, prepa
 
 def test_a_diverging_member_is_recorded_and_disturbs_nobody(tokens_folder, members, prepared, packed, tmp_path):
     wild = prepare_run(experiment_of(tokens_folder, "W4A8", 12, optimizer={"learning_rate": 1e6}), ONE)
-    outcome = train_pack(prepared, [wild, *members], tmp_path)
+    outcome = train_pack(prepared, [wild, *members], tmp_path).outcome
     assert outcome[wild.run_id] == "diverged"
     result = Result.read(RunDirectory(tmp_path, wild.run_id))
     other = None
@@ -190,7 +191,7 @@ def test_a_diverging_member_is_recorded_and_disturbs_nobody(tokens_folder, membe
 
 def test_eight_devices_train_what_one_trains(members, packed, tmp_path):
     shape = shape_of(members[0], 8, jax.devices())
-    outcome = train_pack(Prepared(shape, members[0]), members, tmp_path)
+    outcome = train_pack(Prepared(shape, members[0]), members, tmp_path).outcome
     assert set(outcome.values()) == {"done"}
     for run in members:
         np.testing.assert_allclose(losses(tmp_path / run.run_id), losses(packed / run.run_id), rtol=2e-3)
@@ -219,7 +220,7 @@ def test_runs_of_one_trunk_begin_where_the_decay_of_another_began(tokens_folder,
         for steps in (16, 8, 12)
     ]
     prepared = Prepared(shape_of(runs[0]), runs[0], PTQ[:1])
-    assert set(train_pack(prepared, runs, tmp_path).values()) == {"done"}
+    assert set(train_pack(prepared, runs, tmp_path).outcome.values()) == {"done"}
     branches = {run.experiment.training.steps: Result.read(RunDirectory(tmp_path, run.run_id)).row for run in runs}
     assert [branches[steps]["branch_steps"] for steps in (8, 12, 16)] == [0, 4, 6]
     for run in runs:
@@ -236,10 +237,43 @@ def test_runs_of_one_trunk_begin_where_the_decay_of_another_began(tokens_folder,
         assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
 
 
+def test_the_tail_of_a_pack_goes_on_in_a_narrower_one(members, prepared, packed, tmp_path, monkeypatch):
+    wide = Prepared(shape_of(members[0], runs=4), members[0], PTQ)
+    monkeypatch.setattr(engine, "pays", lambda slots, needed, steps, *_: steps > 2 and needed <= slots // 2)
+    trained = train_pack(wide, members, tmp_path)
+    assert trained.narrower == 2 and {"done"} == set(trained.outcome.values())
+    left = [run for run in members if run.run_id not in trained.outcome]
+    assert sorted(run.experiment.training.steps for run in left) == [7, 17]
+    begun = {run.run_id: len(losses(tmp_path / run.run_id)) for run in left}
+    assert max(begun.values()) == 15
+    assert train_pack(prepared, left, tmp_path) == Trained(dict.fromkeys(begun, "done"))
+    assert not (tmp_path / "packs").exists() or not list((tmp_path / "packs").iterdir())
+    for run in members:
+        np.testing.assert_allclose(losses(tmp_path / run.run_id), losses(packed / run.run_id), rtol=2e-3)
+        assert [line["step"] for line in read_metrics(tmp_path / run.run_id / "metrics.jsonl")] == list(
+            range(1, run.experiment.training.steps + 1)
+        )
+
+
+@pytest.mark.parametrize(
+    "slots, needed, steps, seconds, cost, right",
+    [
+        (12, 3, 1000, 0.1, 20, True),
+        (12, 3, 400, 0.1, 20, False),
+        (12, 7, 9999, 0.1, 20, False),
+        (2, 1, 50, 1, 10, True),
+    ],
+)
+def test_a_narrower_pack_must_save_twice_what_it_costs(slots, needed, steps, seconds, cost, right):
+    assert narrow.pays(slots, needed, steps, seconds, cost) == right
+    assert narrow.slots_needed(2, 1, 2) == 4 and narrow.slots_needed(3, 0, 1) == 3
+
+
 def test_a_run_that_another_process_trains_is_passed_over(members, prepared, tmp_path):
     directory = RunDirectory(tmp_path, members[0].run_id)
     directory.create()
     with claim(directory):
-        outcome = train_pack(prepared, members[:2], tmp_path)
+        outcome = train_pack(prepared, members[:2], tmp_path).outcome
     assert outcome == {members[0].run_id: "busy", members[1].run_id: "done"}
-    assert train_pack(prepared, members[:2], tmp_path) == {members[0].run_id: "done", members[1].run_id: "skipped"}
+    again = train_pack(prepared, members[:2], tmp_path).outcome
+    assert again == {members[0].run_id: "done", members[1].run_id: "skipped"}

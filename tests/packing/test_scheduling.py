@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import pytest
 
+from precisionlm.packing import engine
 from precisionlm.packing.size import choose, member_bytes
 from precisionlm.storage.failure import read_failure
 from precisionlm.storage.result import Result
@@ -78,6 +79,16 @@ def test_a_pack_that_does_not_fit_is_halved(rows, tmp_path, monkeypatch):
     outcome = run_sweep([*rows[:2], rows[3]], tmp_path, silent, lambda: False, Options(pack=4), lines.append)
     assert (tried, len(outcome.done)) == ([3, 1], 3)
     assert "packs of 3 do not fit the memory; packs of 1 now" in lines
+
+
+def test_a_tail_gets_a_pack_of_its_own_width(tokens_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: ONE)
+    rows = plan([experiment_of(tokens_folder, "W4A8", steps, seed=steps) for steps in (6, 7, 40)], tmp_path)
+    lines = []
+    monkeypatch.setattr(engine, "pays", lambda slots, needed, *_: needed <= slots // 2)
+    outcome = run_sweep(rows, tmp_path, silent, lambda: False, Options(pack=3), lines.append)
+    assert len(outcome.done) == 3 and not outcome.failed
+    assert "1 runs are left; packs of 1 now" in lines and outcome.compilations >= 2
 
 
 def test_what_fails_is_recorded_and_tried_again_when_asked(rows, tmp_path, monkeypatch):
