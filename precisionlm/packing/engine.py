@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from precisionlm.cluster.preemption import nothing_to_lose
-from precisionlm.errors import PreemptedError
+from precisionlm.errors import PreemptedError, UserError
 from precisionlm.packing import saved
 from precisionlm.packing.corpus import Order
 from precisionlm.packing.member import Member, claimed
@@ -26,7 +26,9 @@ from precisionlm.packing.program import blank_stack, put, take
 from precisionlm.packing.queue import Queue
 from precisionlm.packing.reached import Reached, Results, Status
 from precisionlm.storage.claim import BusyError
+from precisionlm.storage.failure import record_failure
 from precisionlm.storage.result import Result
+from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.run import Run
 
 Report = Callable[[int, int, float], None]  # (steps made in all, runs under way, mean of their losses in nats/token)
@@ -169,7 +171,6 @@ class _Pack:
                 self._queue.finished(run)
                 continue
             self._taken.append(run.run_id)
-            member.open(self._shape.runs, self._prepared.products, self._prepared.measure)
             state = member.leave_state()
             if member.step == member.steps:
                 self._results.add(Reached(member, member.step, state))
@@ -208,10 +209,19 @@ class _Pack:
             if slot is not None and slot.run_id == run.run_id:
                 assert self._left is not None
                 found = slot, self._alone(take(self._shape.alone())(self._left.state, r))
+        member = None
         try:
             member = claimed(run, self._out, order, found)
+            if isinstance(member, Member):
+                member.open(self._shape.runs, self._prepared.products, self._prepared.measure)
         except BusyError:
             self.outcome[run.run_id] = "busy"
+            return None
+        except UserError as error:  # what is wrong with one run stops no other
+            record_failure(RunDirectory(self._out, run.run_id), str(error))
+            if isinstance(member, Member):
+                member.let_go()
+            self.outcome[run.run_id] = "failed"
             return None
         if isinstance(member, Result):
             self.outcome[run.run_id] = "skipped"

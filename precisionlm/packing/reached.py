@@ -12,7 +12,7 @@ from precisionlm.packing.member import Member
 from precisionlm.packing.prepare import Prepared
 from precisionlm.packing.rows import Evaluated, evaluate_members
 
-Status = Literal["done", "diverged", "skipped", "busy"]
+Status = Literal["done", "diverged", "skipped", "busy", "failed"]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from precisionlm.errors import UserError
+from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 
 _NAME = "failed.json"
@@ -19,5 +21,9 @@ def read_failure(directory: RunDirectory) -> str | None:
 
 
 def forget_failure(directory: RunDirectory) -> None:
-    """The run is to be tried again."""
+    """The run is to be tried again; a result that cannot be read, for which it counts as failed, is moved aside."""
     (directory.path / _NAME).unlink(missing_ok=True)
+    try:
+        Result.read(directory)
+    except UserError:
+        Result.set_aside(directory)

@@ -18,10 +18,9 @@ from precisionlm.packing.size import choose, with_remat
 from precisionlm.precision.recipe import Quantization
 from precisionlm.progress import Reporter
 from precisionlm.storage.claim import BusyError
-from precisionlm.storage.failure import forget_failure, record_failure
-from precisionlm.storage.result import Result
+from precisionlm.storage.failure import forget_failure, read_failure, record_failure
 from precisionlm.storage.run_directory import RunDirectory
-from precisionlm.sweep.rows import Row, packed_with
+from precisionlm.sweep.rows import Row, packed_with, status_of
 from precisionlm.training.execute import train
 from precisionlm.training.run import Run, prepare_run
 from precisionlm.training.step import train_step
@@ -202,6 +201,8 @@ def _together(job: _Job, prepare: Callable[[], Prepared], under_way: Callable[[]
             trained = train_pack(prepare(), left, job.out, job.options.keep, steps, job.interrupted)
             for run_id, status in trained.outcome.items():
                 getattr(job.outcome, status).append(run_id)
+                if status == "failed":
+                    job.say(f"failed: run {run_id}: {read_failure(RunDirectory(job.out, run_id))}")
             left = [run for run in left if run.run_id not in trained.outcome]
             if trained.narrower is None:
                 return
@@ -244,7 +245,7 @@ def _one_by_one(
             outcome.diverged.append(row.run.run_id)
         except BusyError:
             outcome.busy.append(row.run.run_id)
-        except (UserError, PreemptedError):
+        except PreemptedError:
             raise
         except Exception as error:
             _fail(row.run, out, error, outcome, say)
@@ -252,12 +253,12 @@ def _one_by_one(
 
 
 def _fail(run: Run, out: Path, error: Exception, outcome: SweepOutcome, say: Callable[[str], None]) -> None:
-    """Record why a run could not be trained: a library's error, since what a user can mend is a UserError."""
+    """Record why a run could not be trained."""
     directory = RunDirectory(out, run.run_id)
-    if Result.read(directory) is not None:  # a member that was finished before its pack failed
-        outcome.done.append(run.run_id)
+    if (status := status_of(directory)) in ("done", "diverged"):  # a member that ended before its pack failed
+        getattr(outcome, status).append(run.run_id)
         return
-    reason = f"{type(error).__name__}: {error}"
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     directory.create()
     record_failure(directory, reason)
     say(f"failed: run {run.run_id}: {' '.join(reason.split())[:300]}")
