@@ -12,6 +12,8 @@ from precisionlm.json_text import dumps
 T = TypeVar("T")
 R = TypeVar("R")
 
+MOVED = ("--data.path", "--checkpoint.folder", "--mesh.replica", "--mesh.fsdp", "--mesh.tensor")
+"""Of a finished run: where it is and on what it is computed now."""
 _OVERRIDE = re.compile(r"--\w+(\.\w*)+(=.*)?", re.DOTALL)
 
 
@@ -87,6 +89,13 @@ def check_counts(args: argparse.Namespace, **ranges: tuple[int, int]) -> None:
         value = getattr(args, name)
         if value is not None and not least <= value <= most:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be {least} to {most:,}")
+
+
+def check_moved(args: argparse.Namespace) -> None:
+    """Raises UserError for overrides of a finished run that say another thing than where it is now."""
+    for word in args.rest:
+        if word.startswith("--") and word.split("=", 1)[0] not in MOVED:
+            raise UserError(f"{args.command}: unknown argument '{word}'; of a run it takes {', '.join(MOVED)}")
 
 
 def print_runs(entries: list[dict[str, Any]], as_json: bool, more: Sequence[str] = ()) -> int:

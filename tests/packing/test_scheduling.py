@@ -132,6 +132,7 @@ def test_bad_input_of_one_run_stops_no_other(rows, tmp_path, monkeypatch):
     assert read_failure(RunDirectory(tmp_path, wrong)) == "its data is gone"
 
 
+@pytest.mark.long
 def test_what_is_wrong_with_members_of_a_pack_stops_no_other(rows, tmp_path):
     """A run whose metrics were cut off, and one whose result is damaged: both are tried again when asked."""
     chosen, lines = [rows[0], rows[1], rows[3]], []

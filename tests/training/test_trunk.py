@@ -1,6 +1,7 @@
 """Branch and decay: a run that begins from a shorter one's trunk is, bit for bit, the run from the start."""
 
 import shutil
+from pathlib import Path
 
 import jax
 import pytest
@@ -69,6 +70,21 @@ def test_a_branch_survives_an_interruption_and_a_damaged_trunk_is_not_used(tree,
     with pytest.warns(UserWarning, match="checkpoint of step 9 is damaged"):
         anew = train(at(tree, 16), tmp_path / "runs", devices=ONE)
     assert anew.result.row["branch_steps"] == 0
+
+
+def test_a_trunk_is_found_however_its_folder_is_written(tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(at(tree, 8), Path("runs"), devices=ONE)
+    Path("runs").rename("moved")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert train(at(tree, 12), tmp_path / "moved", devices=ONE).result.row["branch_steps"] == 6
+    monkeypatch.chdir(tmp_path)
+    kept = tree | {"checkpoint": {"trunk": True, "folder": "kept"}}
+    train(at(kept, 8), Path("others"), devices=ONE)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    kept = tree | {"checkpoint": {"trunk": True, "folder": str(tmp_path / "kept")}}
+    assert train(at(kept, 12), tmp_path / "others", devices=ONE).result.row["branch_steps"] == 6
 
 
 def test_only_runs_that_are_alike_before_their_decay_share_a_trunk(tree, tmp_path):
