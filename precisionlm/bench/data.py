@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from precisionlm.cluster.children import end_with_pool
 from precisionlm.data.documents import Source
 from precisionlm.data.encode import BATCH
 from precisionlm.data.prepare import prepare
@@ -120,6 +121,7 @@ _MODEL: list[Tokenizer] = []  # of a process of the pool
 
 
 def _begin(state: str) -> None:
+    end_with_pool()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _MODEL[:] = [Tokenizer.from_str(state)]
 

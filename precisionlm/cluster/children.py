@@ -1,6 +1,7 @@
 """Child processes that do not outlive their parent, however it ends: a pipe whose other end only the parent has tells
 the child that it is gone, by the system's hand."""
 
+import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
@@ -30,4 +31,16 @@ def end_with_parent() -> None:
 
 def _wait_and_end(parent: int) -> None:
     os.read(parent, 1)
+    os._exit(1)
+
+
+def end_with_pool() -> None:
+    """The same for a process of a spawned pool, in its initializer: its queue alone would let it wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_join_and_end, args=(parent,), name="parent", daemon=True).start()
+
+
+def _join_and_end(parent: "multiprocessing.process.BaseProcess") -> None:
+    parent.join()
     os._exit(1)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from precisionlm.cluster.children import end_with_pool
 from precisionlm.data.documents import Document, LongText
 from precisionlm.data.meta import SPLIT_FILES
 from precisionlm.data.tokenizer import first_change
@@ -263,6 +264,7 @@ _TOKENIZER: list[Tokenizer] = []  # of a worker process
 
 
 def _begin(state: str) -> None:
+    end_with_pool()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     tokenizer = Tokenizer.from_str(state)
     tokenizer.encode_special_tokens = True

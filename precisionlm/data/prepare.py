@@ -137,7 +137,7 @@ def _tokenizer(
     if given is not None:
         assert request.tokenizer is not None
         if changes := neutralise(given):
-            given.save(str(path))
+            path.write_text(given.to_str(pretty=True))
         else:
             shutil.copyfile(request.tokenizer, path)
         return given, changes
@@ -147,7 +147,7 @@ def _tokenizer(
     # Only packed files need a vocabulary to be read, and they come with a tokenizer.
     texts = _tokenizer_sample(parts.items(request.text_field, 0, 0), parts.size, progress)
     trained = train_bpe(texts, request.vocab_size)
-    trained.save(str(path))
+    path.write_text(trained.to_str(pretty=True))  # the library's own way tells no error of the system apart
     return trained, ()
 
 

@@ -25,7 +25,7 @@ def claim(directory: RunDirectory) -> Iterator[None]:
     BusyError where another process does, and UserError where the file system has no locks."""
     path = directory.path / _NAME
     try:
-        file = path.open("a+")
+        file = path.open("a+b", buffering=0)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     with file:
@@ -35,9 +35,12 @@ def claim(directory: RunDirectory) -> Iterator[None]:
             raise BusyError(f"run {directory.path.name} is being trained by another process") from None
         except OSError as error:
             raise UserError(f"{path}: cannot be locked: {error.strerror}") from None
-        file.truncate(0)
-        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}))
-        file.flush()
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        try:
+            file.truncate(0)
+            file.write(json.dumps(holder).encode())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
         yield
 
 

@@ -161,7 +161,7 @@ class _Life:
 
     def _come(self, fault: Fault) -> None:
         for attempt in range(_FRESH_TRIES):
-            strike = self._strike(fault, first=attempt == _FRESH_TRIES - 1)
+            strike = self._strike(fault, attempt)
             if fault.moment == "compilation" or attempt:  # in a warm process nothing is compiled
                 self._let_go()
             ended = self._command(strike)
@@ -183,14 +183,15 @@ class _Life:
             self._begin()
         self._problem(f"{fault}: its moment did not come in {_FRESH_TRIES} commands")
 
-    def _strike(self, fault: Fault, first: bool) -> Strike:
-        """By how often the functions of a moment are called where nothing breaks. first: at the first call."""
+    def _strike(self, fault: Fault, attempt: int) -> Strike:
+        """By how often the functions of a moment are called where nothing breaks; tried again, at the call itself, and
+        at last at the first one."""
         counts = self._campaign.calls[self._history.job]
         targets = [target for target in self._job.moments[fault.moment] if target in counts]
         at = int(fault.where * sum(counts[target] for target in targets))
         for target in targets:
             if at < counts[target]:
-                return Strike(fault.kind, target, 1 if first else at + 1, fault.delay)
+                return Strike(fault.kind, target, 1 if attempt == 2 else at + 1, 0 if attempt else fault.delay)
             at -= counts[target]
         raise AssertionError(fault)
 

@@ -2,6 +2,7 @@
 `precisionlm.cli.main` until it dies or is let go. They save the seconds of the imports, nothing else."""
 
 import ctypes
+import fcntl
 import json
 import os
 import select
@@ -41,8 +42,6 @@ class Worker:
         self._answer, answers = os.pipe()
         self._said, said = os.pipe()
         os.set_blocking(self._said, False)
-        import fcntl
-
         fcntl.fcntl(said, _SET_PIPE_SIZE, _PIPE)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -137,6 +136,7 @@ def _serve(requests: int, answers: int, said: int, cache: Path) -> None:
     try:
         os.setsid()
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        os.environ["XDG_CACHE_HOME"] = str(cache.parent / "xdg")
         os.dup2(said, 1)
         os.dup2(said, 2)
         import jax
@@ -166,11 +166,12 @@ def _serve(requests: int, answers: int, said: int, cache: Path) -> None:
 
 
 def _without_pauses() -> None:
-    """What is written down every so many seconds is written down every time."""
-    from precisionlm.data import prepare
+    """What is done every so many seconds, or for large texts alone, is done every time."""
+    from precisionlm.data import encode, prepare
     from precisionlm.packing import engine
 
     prepare.JOURNAL_SECONDS = -1.0
+    prepare._POOL_BYTES, encode.BATCH = 0, 4096  # a small text is encoded by a pool too
     engine.Keep.__init__.__defaults__ = (True, -1.0)  # type: ignore[misc]
 
 
