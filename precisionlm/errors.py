@@ -7,6 +7,10 @@ class UserError(Exception):
     """Bad input: one line that says what was wrong, where, and what would be right. Exit code 2."""
 
 
+class CannotWriteError(UserError):
+    """A disk that takes no more: what comes after it would be refused too, so no batch goes on without it."""
+
+
 class DivergedError(Exception):
     """Training left the finite numbers. A result, recorded as one. Exit code 3."""
 

@@ -1,9 +1,9 @@
 """python -m tests.faults: a thousand faults in real commands; exit code 1 if anything is lost, or not equal.
 
-    python -m tests.faults --state DIR                 all of them; a campaign that was killed goes on
-    python -m tests.faults --state DIR --part 0/4      a quarter of them; the parts may run at once
-    python -m tests.faults --state DIR --history 17    one history again
-    python -m tests.faults --state DIR --table         what was found so far
+python -m tests.faults --state DIR                 all of them; a campaign that was killed goes on
+python -m tests.faults --state DIR --part 0/4      a quarter of them; the parts may run at once
+python -m tests.faults --state DIR --history 17    one history again
+python -m tests.faults --state DIR --table         what was found so far
 """
 
 import argparse

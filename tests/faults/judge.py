@@ -13,7 +13,7 @@ def problem_of(kind: str | None, job: Job, ended: Ended) -> str:
     """What is wrong; nothing where all is as it should be. kind: of the fault that struck, None where none did."""
     if ended.left:
         return f"{ended.left} processes outlived the command"
-    if "Traceback (most recent call last)" in ended.said:
+    if ended.code >= 0 and "Traceback (most recent call last)" in ended.said:
         return f"a traceback, exit code {ended.code}"
     allowed = _codes(kind, job)
     if ended.code not in allowed:
@@ -39,7 +39,7 @@ def _codes(kind: str | None, job: Job) -> set[int]:
             return {0, 2}
         case "peer killed":
             return {75}
-    return {-signal.SIGKILL, 0} if kind == KILL or kind == DAMAGE else {0}
+    return {-signal.SIGKILL, 0} if kind in (KILL, DAMAGE) else {0}
 
 
 __all__ = ["CTRL_C", "TERM", "problem_of"]

@@ -62,7 +62,9 @@ class Ledger:
         files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
         # What holds the state; orbax's own marks beside it are not read.
         files = [path for path in files if path.name != "commit_success.txt" and "state" in path.parts]
-        files = [path for path in files if not path.name.startswith("_sharding") and "array_metadatas" not in path.parts]
+        files = [
+            path for path in files if not path.name.startswith("_sharding") and "array_metadatas" not in path.parts
+        ]
         path = rng.choice(files)
         size = path.stat().st_size
         how = rng.choice(("removed", "cut short", "emptied", "zeroed"))
