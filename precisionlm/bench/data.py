@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from precisionlm.cluster.children import pool
+from precisionlm.cluster.pool import pool
 from precisionlm.data.documents import Source
 from precisionlm.data.encode import BATCH
 from precisionlm.data.prepare import prepare

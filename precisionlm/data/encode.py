@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from precisionlm.cluster.children import pool
+from precisionlm.cluster.pool import pool
 from precisionlm.data.documents import Document, LongText
 from precisionlm.data.meta import SPLIT_FILES
 from precisionlm.data.tokenizer import first_change
