@@ -201,7 +201,7 @@ class _Life:
         kind = strike.kind if strike is not None and ended.struck else None
         if problem := problem_of(kind, self._job, ended):
             self._problem(f"{strike}: {problem}; it said {ended.said[-600:]!r}")
-        for what, count in self._ledger.lost(ended.code, ended.said, ended.calls).items():
+        for what, count in self._ledger.lost(kind, ended.code, ended.calls, ended.said).items():
             self._history.lost_steps += count
             self._problem(f"{strike}: {count} lost of {what}")
         return ended

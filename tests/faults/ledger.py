@@ -2,12 +2,16 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 from precisionlm.storage.run_directory import read_metrics
 
 from .jobs import DOCUMENTS, ENDED_DOCUMENT, Job
+from .strikes import CTRL_C, TERM
+
+_SAVED = re.compile("saved at step|runs is saved")
 
 
 class Ledger:
@@ -23,7 +27,7 @@ class Ledger:
         self._before = {"steps": self._saved_steps(), "starts": self._starts(), "files": self._files()}
         self._before["documents"] = self._journal()
 
-    def lost(self, code: int, said: str, calls: dict[str, int]) -> dict[str, int]:
+    def lost(self, kind: str | None, code: int, calls: dict[str, int], said: str) -> dict[str, int]:
         """What the command that has ended did again although it was saved, or gave up although it said that it is
         saved: name → steps, documents or files."""
         found = {}
@@ -31,7 +35,7 @@ class Ledger:
             new = starts[len(self._before["starts"].get(run, [])) :]
             if new and (again := self._before["steps"].get(run, 0) - new[0]) > 0:
                 found[run] = again
-        if code == 75 and "saved" in said and self._job.kind == "runs":
+        if kind in (TERM, CTRL_C) and code == 75 and _SAVED.search(said):
             steps = self._saved_steps()
             for directory in (self._folder / "runs").glob("*/metrics.jsonl"):
                 run = directory.parent.name
