@@ -153,7 +153,11 @@ class _Pack:
                 self._queue.finished(run)
                 continue
             self._taken.append(run.run_id)
-            member.open(self._shape.runs, self._prepared.products, self._prepared.measure)
+            try:
+                member.open(self._shape.runs, self._prepared.products, self._prepared.measure)
+            except BaseException:  # it has no slot yet that would let it go
+                member.let_go()
+                raise
             state = member.leave_state()
             if member.step == member.steps:
                 self._results.add(Reached(member, member.step, state))

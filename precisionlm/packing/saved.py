@@ -65,6 +65,13 @@ def newest(shape: PackShape, out: Path, run_ids: set[str]) -> SavedPack | None:
     return None
 
 
+def begun(out: Path) -> frozenset[str]:
+    """The runs of all packs that are on disk: what was saved of them, only a pack goes on with. Raises UserError where
+    a pack cannot be read."""
+    found = [RunDirectory.at(path.parent).read_json(_RECORD) for path in (out / _FOLDER).glob(f"*/{_RECORD}")]
+    return frozenset(run_id for content in found if content for run_id in content["runs"])
+
+
 class Checkpointed:
     """The checkpoints of one pack, the newest two kept; use it as a context. run_ids: that it took at first; left: the
     pack that it goes on as, if any."""

@@ -5,7 +5,10 @@ from dataclasses import replace
 import jax
 import pytest
 
+from precisionlm.errors import CannotWriteError
+from precisionlm.packing.member import Member
 from precisionlm.packing.size import choose, member_bytes
+from precisionlm.storage.claim import claim
 from precisionlm.storage.failure import read_failure
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
@@ -96,3 +99,28 @@ def test_what_fails_is_recorded_and_tried_again_when_asked(rows, tmp_path, monke
     outcome = run_sweep(again, tmp_path, silent, lambda: False, Options(pack=2, retry_failed=True))
     assert (len(outcome.failed), len(outcome.done), len(outcome.skipped)) == (0, 2, 1)
     assert all(Result.read(RunDirectory(tmp_path, row.run.run_id)).status == "done" for row in again)
+
+
+def test_what_is_left_of_a_pack_is_packed_as_all_of_it_was(rows, tmp_path):
+    whole = groups_of(rows, Options(pack=2))[0]
+    left = [replace(row, status="done") if str(row.run.recipe) in ("W4A8", "W3A4") else row for row in rows]
+    assert [row.finished for row in left[:2]] == [True, True]
+    (rest,) = [group for group in groups_of(left, Options(pack=2)) if group.shape is not None]
+    assert len(rest.rows) == 1 and rest.shape == whole.shape
+    assert not any(group.shape for group in groups_of(left, Options(pack=1)))
+    begun = frozenset([rest.rows[0].run.run_id])  # a pack has saved it, and nobody else can read that
+    (alone,) = [group for group in groups_of(left, Options(pack=1), begun) if group.shape is not None]
+    assert alone.shape.runs == 1 and [row.run.run_id for row in alone.rows] == list(begun)
+
+
+def test_a_run_that_cannot_be_opened_is_let_go(rows, tmp_path, monkeypatch):
+    def refused(self, *_):
+        raise CannotWriteError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Member, "open", refused)
+        with pytest.raises(CannotWriteError):
+            run_sweep(rows[:2], tmp_path, silent, silent, Options(pack=2))
+    for path in tmp_path.glob("*/.lock"):
+        with claim(RunDirectory.at(path.parent)):
+            pass
