@@ -78,7 +78,9 @@ class Campaign:
         for name, job in self.jobs.items():
             folder = self.folder / "unbroken" / name
             job.lay_out(folder)
-            ended = self._run(job, folder, None, None)[0]
+            ended, worker = self._run(job, folder, None, None)
+            if worker is not None:
+                worker.let_go()
             assert ended.code == 0, f"{name}: exit code {ended.code}: {ended.said}"
             expected[name] = record(job, folder)
             assert expected[name], name
@@ -173,11 +175,12 @@ class _Life:
             if ended.struck and (done or fault.kind != DAMAGE):
                 self._history.struck.append(asdict(strike) | {"code": ended.code, "damage": done})
                 if ended.code == 0:
-                    self._compare()
-                    self._begin()
+                    self._compare(ended)
+                    if not self._history.problems:
+                        self._begin()
                 return
             if not ended.struck:
-                self._compare()  # it has ended whole
+                self._compare(ended)
                 if self._history.problems:
                     return
             self._begin()
@@ -211,14 +214,14 @@ class _Life:
         if ended.code:
             self._history.lost_runs += 1
         else:
-            self._compare()
+            self._compare(ended)
 
-    def _compare(self) -> None:
+    def _compare(self, ended: Ended) -> None:
         """What a command that has ended whole has left, with what it should have."""
         found, expected = record(self._job, self._folder), self._campaign.expected[self._history.job]
         if missing := [name for name in expected if name not in found]:
             self._history.lost_runs += len(missing)
-            self._problem(f"lost: {missing}")
+            self._problem(f"lost: {missing}; it said {ended.said[-600:]!r}")
         if different := [name for name in found if name in expected and found[name] != expected[name]]:
             self._history.unequal += len(different)
             self._problem(f"not equal: {different}")
@@ -242,12 +245,12 @@ class _Life:
 SHARES: dict[str, dict[str, int]] = {
     "prepare": {KILL: 40, TERM: 20, CTRL_C: 40, "full disk": 40, DAMAGE: 20},
     "prepare, workers": {KILL: 10, TERM: 10, CTRL_C: 10, "full disk": 10},
-    "train": {KILL: 100, TERM: 80, CTRL_C: 70, "full disk": 70, DAMAGE: 60},
+    "train": {KILL: 110, TERM: 80, CTRL_C: 80, "full disk": 80, DAMAGE: 60},
     "train, 2 processes": {PEER: 30},
     "sweep": {KILL: 30, TERM: 25, CTRL_C: 25, "full disk": 25, DAMAGE: 15},
-    "sweep, packed": {KILL: 30, TERM: 25, CTRL_C: 25, "full disk": 25, DAMAGE: 15},
+    "sweep, packed": {KILL: 20, TERM: 15, CTRL_C: 15, "full disk": 15, DAMAGE: 15},
     "ptq": {KILL: 25, TERM: 20, CTRL_C: 25, "full disk": 25},
-    "table": {KILL: 15, TERM: 10, CTRL_C: 15, "full disk": 15},
+    "table": {KILL: 20, TERM: 15, CTRL_C: 15, "full disk": 15},
 }
 _OF_A_HISTORY = 5
 _DAMAGED = ("training", "saving", "evaluation", "encoding")  # moments at which there may be a checkpoint
