@@ -5,10 +5,19 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from precisionlm.errors import BAD_INPUT, DIVERGED, DONE, PREEMPTED, DivergedError, PreemptedError, UserError
+from precisionlm.errors import (
+    BAD_INPUT,
+    DEBUG,
+    DIVERGED,
+    DONE,
+    PREEMPTED,
+    DivergedError,
+    PreemptedError,
+    UserError,
+    debugging,
+)
 
 _LONGEST = 1500  # characters of a line: lists of valid names may be long, dumps of a library are longer
-DEBUG = "PRECISIONLM_DEBUG"
 
 
 def guarded(run: Callable[[], int]) -> int:
@@ -22,7 +31,7 @@ def guarded(run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except (Exception, KeyboardInterrupt) as error:
-        if os.environ.get(DEBUG, "") not in ("", "0"):
+        if debugging():
             traceback.print_exc()
         code, line = _told(error)
         print(one_line(line), file=sys.stderr)

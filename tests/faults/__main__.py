@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of everything random (0)")
     parser.add_argument("--state", type=Path, help="folder that a later call goes on with; a temporary one if absent")
     parser.add_argument("--part", default="0/1", metavar="I/N", help="every N-th history, from the I-th")
-    parser.add_argument("--history", type=int, metavar="NUMBER", help="this one alone, whether done or not")
+    parser.add_argument("--history", type=int, nargs="+", metavar="NUMBER", help="these alone, whether done or not")
     parser.add_argument("--job", help="only histories of this job")
     parser.add_argument("--seconds", type=float, help="begin no history after so many")
     parser.add_argument("--table", action="store_true", help="run nothing")
@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace, folder: Path, part: int, parts: int) -> int:
     done = _read(folder, args.seed, args.faults)
     wanted = [n for n in range(len(plan)) if n % parts == part and n not in done] if not args.table else []
     if args.history is not None:
-        wanted = [args.history]
+        wanted = args.history
     for number in wanted:
         job, faults = plan[number]
         if args.job not in (None, job) or (args.seconds and time.monotonic() - began > args.seconds):

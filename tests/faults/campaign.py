@@ -10,8 +10,6 @@ import os
 import random
 import shutil
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,40 +54,30 @@ class Campaign:
     def __init__(self, folder: Path, seed: int):
         self.folder, self.seed = folder, seed
         folder.mkdir(parents=True, exist_ok=True)
-        with self._alone():
-            self.jobs = jobs(folder)
-            self.expected, self.calls = self._reference()
+        self.jobs = jobs(folder)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """While another part does the same, wait."""
-        with (self.folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def _reference(self) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
-        """Of every job that nothing breaks: what it leaves, and how often its targets are called."""
-        path = self.folder / "unbroken.json"
-        if path.exists():
-            content = json.loads(path.read_text())
-            return content["expected"], content["calls"]
-        shutil.rmtree(self.folder / "unbroken", ignore_errors=True)
-        expected, calls = {}, {}
-        for name, job in self.jobs.items():
-            folder = self.folder / "unbroken" / name
-            job.lay_out(folder)
-            ended, worker = self._run(job, folder, None, None)
-            if worker is not None:
-                worker.let_go()
-            assert ended.code == 0, f"{name}: exit code {ended.code}: {ended.said}"
-            expected[name] = record(job, folder)
-            assert expected[name], name
-            calls[name] = {target: ended.calls[target] for target in job.targets if ended.calls.get(target)}
-            if name == "prepare" and not (self.folder / "data").exists():
-                (folder / "runs").rename(self.folder / "data")
-        content = json.dumps({"expected": expected, "calls": calls})
-        (self.folder / "unbroken.json.partial").write_text(content)
-        (self.folder / "unbroken.json.partial").rename(path)
+    def unbroken(self, name: str) -> tuple[dict[str, Any], dict[str, int]]:
+        """Of a job that nothing breaks, which is done once: what it leaves, and how often its targets are called."""
+        job, folder = self.jobs[name], self.folder / "unbroken" / name
+        for other in job.needs:
+            self.unbroken(other)
+        path = self.folder / f"unbroken {name}.json"
+        with (self.folder / f".lock {name}").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another part may be at it
+            if not path.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                job.lay_out(folder)
+                ended, worker = self._run(job, folder, None, None)
+                if worker is not None:
+                    worker.let_go()  # it has the lock too
+                assert ended.code == 0, f"{name}: exit code {ended.code}: {ended.said}"
+                found = record(job, folder)
+                assert found, name
+                calls = {target: ended.calls[target] for target in job.targets if ended.calls.get(target)}
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps([found, calls]))
+                partial.rename(path)
+        expected, calls = json.loads(path.read_text())
         return expected, calls
 
     def run(self, number: int, job_name: str, faults: list[Fault]) -> History:
@@ -140,6 +128,7 @@ class _Life:
     def __init__(self, campaign: Campaign, history: History, folder: Path):
         self._campaign, self._history, self._folder = campaign, history, folder
         self._job = campaign.jobs[history.job]
+        self._expected, self._calls = campaign.unbroken(history.job)
         self._rng = random.Random(f"{campaign.seed}.{history.number}.damage")
         self._worker: Worker | None = None
         self._begin()
@@ -189,7 +178,7 @@ class _Life:
     def _strike(self, fault: Fault, attempt: int) -> Strike:
         """By how often the functions of a moment are called where nothing breaks; tried again, at the call itself, and
         at last at the first one."""
-        counts = self._campaign.calls[self._history.job]
+        counts = self._calls
         targets = [target for target in self._job.moments[fault.moment] if target in counts]
         at = int(fault.where * sum(counts[target] for target in targets))
         for target in targets:
@@ -203,7 +192,7 @@ class _Life:
         ended, self._worker = self._campaign._run(self._job, self._folder, strike, self._worker)
         kind = strike.kind if strike is not None and ended.struck else None
         if problem := problem_of(kind, self._job, ended):
-            self._problem(f"{strike}: {problem}; it said {ended.said[-600:]!r}")
+            self._problem(f"{strike}: {problem}; it said {ended.said[-3000:]!r}")
         for what, count in self._ledger.lost(kind, ended.code, ended.calls, ended.said).items():
             self._history.lost_steps += count
             self._problem(f"{strike}: {count} lost of {what}")
@@ -218,10 +207,10 @@ class _Life:
 
     def _compare(self, ended: Ended) -> None:
         """What a command that has ended whole has left, with what it should have."""
-        found, expected = record(self._job, self._folder), self._campaign.expected[self._history.job]
+        found, expected = record(self._job, self._folder), self._expected
         if missing := [name for name in expected if name not in found]:
             self._history.lost_runs += len(missing)
-            self._problem(f"lost: {missing}; it said {ended.said[-600:]!r}")
+            self._problem(f"lost: {missing}; it said {ended.said[-3000:]!r}")
         if different := [name for name in found if name in expected and found[name] != expected[name]]:
             self._history.unequal += len(different)
             self._problem(f"not equal: {different}")

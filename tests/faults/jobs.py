@@ -5,6 +5,7 @@ A moment is a name for functions: a strike comes at one of their calls, so at a 
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 import yaml
 
-from precisionlm.data.request import Request
 from precisionlm.storage.run_directory import read_metrics
 
 TIMES = ("seconds", "wall_seconds")  # of a line of metrics.jsonl
@@ -68,16 +68,16 @@ MOMENTS = list(dict.fromkeys(name for of in (_TRAIN, _PACKED, _PREPARE, _PTQ, _T
 
 @dataclass(frozen=True)
 class Job:
-    """name; words: of the command, without what it writes to; to: the option that names that; moments: name → dotted
-    functions; kind: of what it leaves (runs, data, ptq, table); runs: of which it begins with a copy, if with any."""
+    """name; words: of the command, without what it writes to; moments: name → dotted functions; kind: of what it leaves
+    (runs, data, ptq, table); copies: runs that it begins with; needs: jobs whose unbroken results it works on."""
 
     name: str
     words: tuple[str, ...]
-    to: str
     moments: dict[str, tuple[str, ...]]
     kind: str = "runs"
     copies: Path | None = None
     processes: int = 1
+    needs: tuple[str, ...] = ("prepare",)
 
     @property
     def targets(self) -> list[str]:
@@ -97,13 +97,30 @@ class Job:
         return [*(runs if word == "RUNS" else word for word in self.words), *options[self.kind]]
 
 
+def _write_once(text: Path) -> None:
+    """Another part may be reading it."""
+    partial = text.with_name(f"text.{os.getpid()}")
+    if not text.exists():
+        partial.mkdir(parents=True)
+        for i in range(DOCUMENTS):
+            words = (f"word{(i * j) % 17} follows word{(i + j) % 13}." for j in range(30))
+            (partial / f"{i}.txt").write_text(" ".join(words))
+        try:
+            partial.rename(text)
+        except OSError:
+            shutil.rmtree(partial)
+
+
+def _whole(path: Path, text: str) -> None:
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
+
+
 def jobs(folder: Path) -> dict[str, Job]:
     """All of them, by name; their texts and configurations are written under the folder."""
-    text, data = folder / "text", folder / "data"
-    text.mkdir(parents=True, exist_ok=True)
-    for i in range(DOCUMENTS):
-        words = (f"word{(i * j) % 17} follows word{(i + j) % 13}." for j in range(30))
-        (text / f"{i}.txt").write_text(" ".join(words))
+    text, data = folder / "text", folder / "unbroken" / "prepare" / "runs"
+    _write_once(text)
     tree = {
         "model": {"layers": 1, "width": 32, "heads": 2, "mlp_width": 64},
         "data": {"path": str(data), "sequence_length": 32},
@@ -113,32 +130,27 @@ def jobs(folder: Path) -> dict[str, Job]:
         | {"eval_tokens": 1000, "eval_every": 4},
         "checkpoint": {"every_steps": 2, "keep": 2},
     }
-    (folder / "train.yaml").write_text(yaml.safe_dump(tree))
+    _whole(folder / "train.yaml", yaml.safe_dump(tree))
     plain = tree | {"training": tree["training"] | {"eval_every": None, "steps": 36}}  # type: ignore[operator]
     grid = {"precision.recipe": list(RECIPES)}
-    (folder / "packed.yaml").write_text(yaml.safe_dump({"experiment": plain, "grid": grid}))
+    _whole(folder / "packed.yaml", yaml.safe_dump({"experiment": plain, "grid": grid}))
     short = {"precision.recipe": list(RECIPES[:2])}
-    (folder / "sweep.yaml").write_text(yaml.safe_dump({"experiment": tree, "grid": short}))
+    _whole(folder / "sweep.yaml", yaml.safe_dump({"experiment": tree, "grid": short}))
     prepared = ("data", "prepare", str(text), "--vocab-size", "270", "--validation-every", "3")
     finished = folder / "unbroken" / "sweep" / "runs"
     one_by_one = _TRAIN | {"preparation": (*_TRAIN["preparation"], _P + "sweep.scheduler.train")}
     found = [
-        Job("prepare", (*prepared, "--workers", "1"), "--out", _PREPARE, "data"),
-        Job("prepare, workers", (*prepared, "--workers", "2"), "--out", _PREPARE, "data"),
-        Job("train", ("train", str(folder / "train.yaml")), "--out", _TRAIN),
-        Job("train, 2 processes", ("train", str(folder / "train.yaml")), "--out", _TRAIN, processes=2),
-        Job("sweep", ("sweep", str(folder / "sweep.yaml"), "--pack", "1"), "--out", one_by_one),
-        Job("sweep, packed", ("sweep", str(folder / "packed.yaml"), "--pack", "2"), "--out", _PACKED),
-        Job("ptq", ("ptq", "RUNS", "--method", "rtn,gptq", "--weights", "4", "--calibration", "8"), "", _PTQ, "ptq",
-            finished),
-        Job("table", ("table", "RUNS"), "-o", _TABLE, "table", finished),
+        Job("prepare", (*prepared, "--workers", "1"), _PREPARE, "data", needs=()),
+        Job("prepare, workers", (*prepared, "--workers", "2"), _PREPARE, "data", needs=()),
+        Job("train", ("train", str(folder / "train.yaml")), _TRAIN),
+        Job("train, 2 processes", ("train", str(folder / "train.yaml")), _TRAIN, processes=2),
+        Job("sweep", ("sweep", str(folder / "sweep.yaml"), "--pack", "1"), one_by_one),
+        Job("sweep, packed", ("sweep", str(folder / "packed.yaml"), "--pack", "2"), _PACKED),
+        Job("ptq", ("ptq", "RUNS", "--method", "rtn,gptq", "--weights", "4", "--calibration", "8"), _PTQ, "ptq",
+            finished, needs=("sweep",)),
+        Job("table", ("table", "RUNS"), _TABLE, "table", finished, needs=("sweep",)),
     ]  # fmt: skip
     return {job.name: job for job in found}
-
-
-def prepared_request(folder: Path) -> Request:
-    """The data that the other jobs train on."""
-    return Request(folder / "text", vocab_size=270, validation_every=3)
 
 
 # --- what a command leaves ---
