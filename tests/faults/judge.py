@@ -38,7 +38,7 @@ def _codes(kind: str | None, job: Job) -> set[int]:
         case "full disk":
             return {0, 2}
         case "peer killed":
-            return {75}
+            return {0, 75}
     return {-signal.SIGKILL, 0} if kind in (KILL, DAMAGE) else {0}
 
 
