@@ -6,11 +6,20 @@ import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 
-from precisionlm.errors import BAD_INPUT, DIVERGED, DONE, PREEMPTED, DivergedError, PreemptedError, UserError
+from precisionlm.errors import (
+    BAD_INPUT,
+    DEBUG,
+    DIVERGED,
+    DONE,
+    PREEMPTED,
+    DivergedError,
+    PreemptedError,
+    UserError,
+    debugging,
+)
 from precisionlm.terminal import Plain
 
 _LONGEST = 1500  # characters of a line: lists of valid names may be long, dumps of a library are longer
-DEBUG = "PRECISIONLM_DEBUG"
 
 
 def guarded(run: Callable[[], int]) -> int:
@@ -30,7 +39,7 @@ def _guarded(run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except (Exception, KeyboardInterrupt) as error:
-        if os.environ.get(DEBUG, "") not in ("", "0"):
+        if debugging():
             traceback.print_exc()
         code, line = _told(error)
         print(one_line(line), file=sys.stderr)

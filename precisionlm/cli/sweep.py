@@ -139,11 +139,12 @@ def _print_outcome(runs: int, outcome: Any, as_json: bool) -> None:
 def _print_plan(rows: Sequence[Any], options: Any, budget: Any, args: argparse.Namespace) -> int:
     """Rows, the groups that are left with the size of their packs and why, executables, FLOPs and hours of a chip, by
     the budget's chip and utilization where the arguments name none."""
+    from precisionlm.packing.saved import begun
     from precisionlm.sweep.scheduler import groups_of
 
     chip = args.chip or (budget.chip if budget else None)
     mfu = budget.mfu if budget and args.mfu is None else args.mfu
-    groups = groups_of(rows, options)
+    groups = groups_of(rows, options, begun(args.out))
     entries = planned(rows, chip, mfu)
     nothing = {"group": None, "pack": None, "why": "not to be trained"}
     together = {

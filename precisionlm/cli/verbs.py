@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from precisionlm.errors import DONE, UserError
+from precisionlm.errors import DONE, CannotWriteError, UserError
 from precisionlm.json_text import dumps
 
 T = TypeVar("T")
@@ -67,12 +67,14 @@ def add_verb(
 
 def surviving(items: Iterable[T], attempt: Callable[[T], R]) -> list[tuple[T, R]]:
     """Each item with what `attempt` made of it. One that raises UserError is named on standard error and left out;
-    where none is left the first error is raised."""
+    where none is left the first error is raised. CannotWriteError ends them all."""
     found: list[tuple[T, R]] = []
     wrong: list[str] = []
     for item in items:
         try:
             found.append((item, attempt(item)))
+        except CannotWriteError:
+            raise
         except UserError as error:
             wrong.append(str(error))
     if wrong and not found:

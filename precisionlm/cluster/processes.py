@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from precisionlm.cluster.lifeline import Lifeline
 from precisionlm.cluster.meeting import meet
 from precisionlm.cluster.preemption import nothing_to_lose
-from precisionlm.errors import DONE, PreemptedError, UserError, exit_code
+from precisionlm.errors import DONE, PreemptedError, UserError, debugging, exit_code
 from precisionlm.terminal import Plain
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ def joined(where: Address | None, timeout: float) -> Iterator[Lifeline | None]:
         yield lifeline
     except BaseException as error:
         code = exit_code(error)
-        if code is None:  # nobody waits for its traceback where all end at once
+        if code is None and debugging():  # nobody waits for its traceback where all end at once
             traceback.print_exception(error)
         lifeline.leave(1 if code is None else code, f"{type(error).__name__}: {error}" if code is None else str(error))
         raise

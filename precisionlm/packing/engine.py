@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from precisionlm.cluster.preemption import nothing_to_lose
-from precisionlm.errors import PreemptedError, UserError
+from precisionlm.errors import CannotWriteError, PreemptedError, UserError
 from precisionlm.packing import saved
 from precisionlm.packing.corpus import Order
 from precisionlm.packing.member import Member, claimed
@@ -217,10 +217,14 @@ class _Pack:
         except BusyError:
             self.outcome[run.run_id] = "busy"
             return None
-        except UserError as error:  # what is wrong with one run stops no other
-            record_failure(RunDirectory(self._out, run.run_id), str(error))
+        except BaseException as error:
+            alone = isinstance(error, UserError) and not isinstance(error, CannotWriteError)
+            if alone:  # what is wrong with one run stops no other
+                record_failure(RunDirectory(self._out, run.run_id), str(error))
             if isinstance(member, Member):
-                member.let_go()
+                member.let_go()  # it has no slot yet that would
+            if not alone:
+                raise
             self.outcome[run.run_id] = "failed"
             return None
         if isinstance(member, Result):

@@ -66,6 +66,11 @@ def newest(shape: PackShape, out: Path, run_ids: set[str]) -> SavedPack | None:
     return None
 
 
+def begun(out: Path) -> frozenset[str]:
+    """The runs of all packs that are on disk: what was saved of them, only a pack goes on with."""
+    return frozenset(run_id for _, content in _records(out) for run_id in content["runs"])
+
+
 class Checkpointed:
     """The checkpoints of one pack, the newest two kept; use it as a context. run_ids: that it took at first; left: the
     pack that it goes on as, if any."""

@@ -22,7 +22,7 @@ from etils import epath
 
 from precisionlm.cluster.processes import gather, is_first, on_first
 from precisionlm.config import CheckpointConfig
-from precisionlm.errors import UserError
+from precisionlm.errors import CannotWriteError, UserError
 from precisionlm.storage.host_memory import get_memory, on_hosts
 from precisionlm.storage.orbax_quirks import Quiet, collect_given_up, let_go
 from precisionlm.storage.run_directory import RunDirectory
@@ -175,7 +175,7 @@ class Checkpoints:
             code = re.search(r"os_error_code='(\d+)'", str(error))
             reason = os.strerror(int(code[1])) if code else " ".join(str(error).split())[:300]
             let_go(error)
-            raise UserError(
+            raise CannotWriteError(
                 f"{self._folder}: a checkpoint cannot be written: {reason}; the one before it is kept"
             ) from None
 

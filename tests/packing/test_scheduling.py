@@ -7,10 +7,12 @@ import jax
 import pytest
 
 from precisionlm.config import CheckpointConfig
-from precisionlm.errors import UserError
+from precisionlm.errors import CannotWriteError, UserError
 from precisionlm.packing import engine
+from precisionlm.packing.member import Member
 from precisionlm.packing.size import choose, member_bytes
 from precisionlm.storage.checkpoint import Checkpoints, folder_of
+from precisionlm.storage.claim import claim
 from precisionlm.storage.failure import read_failure
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
@@ -160,3 +162,28 @@ def test_what_is_wrong_with_members_of_a_pack_stops_no_other(rows, tmp_path):
     assert (sorted(outcome.done), outcome.failed) == (sorted(ids), [])
     assert (tmp_path / ids[1] / "result.json.damaged").read_text() == "{"
     assert {row.status for row in plan(experiments, tmp_path)} == {"done"}
+
+
+def test_what_is_left_of_a_pack_is_packed_as_all_of_it_was(rows, tmp_path):
+    whole = groups_of(rows, Options(pack=2))[0]
+    left = [replace(row, status="done") if str(row.run.recipe) in ("W4A8", "W3A4") else row for row in rows]
+    assert [row.finished for row in left[:2]] == [True, True]
+    (rest,) = [group for group in groups_of(left, Options(pack=2)) if group.shape is not None]
+    assert len(rest.rows) == 1 and rest.shape == whole.shape
+    assert not any(group.shape for group in groups_of(left, Options(pack=1)))
+    begun = frozenset([rest.rows[0].run.run_id])  # a pack has saved it, and nobody else can read that
+    (alone,) = [group for group in groups_of(left, Options(pack=1), begun) if group.shape is not None]
+    assert alone.shape.runs == 1 and [row.run.run_id for row in alone.rows] == list(begun)
+
+
+def test_a_run_that_cannot_be_opened_is_let_go(rows, tmp_path, monkeypatch):
+    def refused(self, *_):
+        raise CannotWriteError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Member, "open", refused)
+        with pytest.raises(CannotWriteError):
+            run_sweep(rows[:2], tmp_path, silent, silent, Options(pack=2))
+    for path in tmp_path.glob("*/.lock"):
+        with claim(RunDirectory.at(path.parent)):
+            pass
