@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 
 from precisionlm import whole_file
+from precisionlm.analysis.figures.learning import curves
+from precisionlm.analysis.figures.recipes import recipes_of
 from precisionlm.cli.boundary import guarded
 from precisionlm.cli.main import main
 from precisionlm.columns import COLUMNS
@@ -136,6 +138,19 @@ def test_the_report_and_its_figures(tiny_runs, tmp_path, monkeypatch, capsys):
         minidom.parse(str(path))
         assert not obeyed(path.read_text()) and not re.search(r"<(script|img)\b", path.read_text())
     assert drawn and not os.path.exists("owned")
+
+
+def test_learning_curves_are_of_runs_in_the_folder(tiny_runs, tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "runs" / "own").mkdir(parents=True)
+    for path in (tmp_path / "secret", tmp_path / "runs" / "own"):
+        (path / "metrics.jsonl").write_text("".join(f'{{"step": {i}, "loss": 2.0}}\n' for i in range(1, 50)))
+    frame = tiny_runs.assign(batch_tokens=64)
+    for run_id in ("../secret", str(tmp_path / "secret"), ".."):
+        found = frame.assign(run_id=run_id)
+        assert curves(found, recipes_of(found), tmp_path / "runs") is None
+    own = frame.assign(run_id="own")
+    assert curves(own, recipes_of(own), tmp_path / "runs") is not None
 
 
 def test_a_full_disk_leaves_the_report_of_before(tiny_runs, tmp_path, monkeypatch, capsys):

@@ -50,6 +50,15 @@ def test_a_copied_run_and_a_row_that_is_none(runs, capsys):
         assert "copy: a copy of run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["../../secret.npz", "/etc/passwd", "a/../../b.npz"])
+def test_an_evaluation_is_of_its_run(runs, capsys, name):
+    found = json.loads((runs[0] / "ptq" / "rtn-int4.json").read_text())
+    (runs[0] / "ptq" / "rtn-int4.json").write_text(json.dumps(found | {"sequences": name}))
+    assert main(["table", "runs", "-o", "t.csv", "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert len(counts["unfinished"]) == 1 and "names a file outside the run" in counts["unfinished"][0]
+
+
 def test_data_that_moved(runs, capsys, tmp_path):
     (tmp_path / "data").rename(tmp_path / "moved")
     assert main(["ptq", "runs", "--dry-run"]) == 2
