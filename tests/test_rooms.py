@@ -1,6 +1,7 @@
 """Who may import whom: rooms stand on floors, imports go down or stay on the floor, and nothing goes in a circle."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,3 +129,9 @@ def test_every_room_is_there():
     for rooms in FLOORS:
         for room in rooms:
             assert room in MODULES, f"{room} stands on a floor but is no module"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+def test_what_docs_name_is_there(path):
+    named = set(re.findall(r"`((?:tests|launch|configs|docs|precisionlm)/[\w./]+)`", path.read_text()))
+    assert not [name for name in named if not (ROOT / name).exists() and "NAME" not in name]
