@@ -72,19 +72,15 @@ def test_a_branch_survives_an_interruption_and_a_damaged_trunk_is_not_used(tree,
     assert anew.result.row["branch_steps"] == 0
 
 
-def test_a_trunk_is_found_however_its_folder_is_written(tree, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    train(at(tree, 8), Path("runs"), devices=ONE)
-    Path("runs").rename("moved")
+@pytest.mark.parametrize("folder", [None, pytest.param("kept", marks=pytest.mark.long)])
+def test_a_trunk_is_found_however_its_folder_is_written(tree, tmp_path, monkeypatch, folder):
+    """Relative paths where the trunk was trained, paths from the root where its branch is."""
     (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert train(at(tree, 12), tmp_path / "moved", devices=ONE).result.row["branch_steps"] == 6
     monkeypatch.chdir(tmp_path)
-    kept = tree | {"checkpoint": {"trunk": True, "folder": "kept"}}
-    train(at(kept, 8), Path("others"), devices=ONE)
+    train(at(tree | {"checkpoint": {"trunk": True, "folder": folder}}, 8), Path("runs"), devices=ONE)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    kept = tree | {"checkpoint": {"trunk": True, "folder": str(tmp_path / "kept")}}
-    assert train(at(kept, 12), tmp_path / "others", devices=ONE).result.row["branch_steps"] == 6
+    branch = tree | {"checkpoint": {"trunk": True, "folder": folder and str(tmp_path / folder)}}
+    assert train(at(branch, 12), tmp_path / "runs", devices=ONE).result.row["branch_steps"] == 6
 
 
 def test_only_runs_that_are_alike_before_their_decay_share_a_trunk(tree, tmp_path):
