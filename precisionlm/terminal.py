@@ -48,4 +48,4 @@ class Plain(io.TextIOBase):
 
 def below(stream: Any) -> Any:
     """What a stream writes to, for those who draw and make their text harmless themselves."""
-    return stream.below if isinstance(stream, Plain) else stream
+    return below(stream.below) if isinstance(stream, Plain) else stream

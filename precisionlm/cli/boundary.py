@@ -17,7 +17,7 @@ from precisionlm.errors import (
     UserError,
     debugging,
 )
-from precisionlm.terminal import Plain
+from precisionlm.terminal import Plain, below
 
 _LONGEST = 1500  # characters of a line: lists of valid names may be long, dumps of a library are longer
 
@@ -26,7 +26,7 @@ def guarded(run: Callable[[], int]) -> int:
     """What `run` returns; for an exception the exit code that `precisionlm.errors` has for it, after one line on
     standard error. With PRECISIONLM_DEBUG=1 the traceback comes before the line. Meanwhile nothing is printed that a
     terminal would obey."""
-    with redirect_stdout(Plain(sys.stdout)), redirect_stderr(Plain(sys.stderr)):
+    with redirect_stdout(Plain(below(sys.stdout))), redirect_stderr(Plain(below(sys.stderr))):
         return _guarded(run)
 
 
