@@ -40,10 +40,9 @@ class Plain(io.TextIOBase):
     def encoding(self) -> str:  # type: ignore[override]
         return getattr(self.below, "encoding", None) or "utf-8"
 
-    @property
-    def buffer(self) -> Any:
-        """For bytes, which are nobody's text."""
-        return self.below.buffer
+    def __getattr__(self, name: str) -> Any:
+        """`buffer` for bytes, `name`, `errors` and what else libraries ask a stream for."""
+        return getattr(self.below, name)
 
 
 def below(stream: Any) -> Any:
