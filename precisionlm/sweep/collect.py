@@ -78,10 +78,14 @@ def _checked(directory: RunDirectory, result: Result) -> Result:
     """A result whose values are of the columns' types, in its own folder. Raises UserError."""
     if (own := result.row.get("run_id", directory.path.name)) != directory.path.name:
         raise UserError(f"{directory.path}: a copy of run {own}; its rows are those of the folder of that name")
+    where = f"{directory.path / 'result.json'}"
+    for name in ("run_id", "recipe"):
+        if not isinstance(result.row.get(name), str):
+            raise UserError(f"{where}: '{name}' of its row must be a text; restore or remove it")
     for row in [result.row, *result.evaluations]:
-        _check_types(row, f"{directory.path / 'result.json'}")
+        _check_types(row, where)
     for evaluation in result.evaluations:
-        _check_named(evaluation, f"{directory.path / 'result.json'}")
+        _check_named(evaluation, where)
     return result
 
 

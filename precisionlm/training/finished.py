@@ -124,9 +124,9 @@ def _recorded(asked: Request) -> dict[str, Any] | None:
     of_training = [
         row
         for row in (result.evaluations if result else ())
-        if row["evaluation"] in equal and row["val_tokens"] == _tokens(asked.run)
+        if row.get("evaluation") in equal and row.get("val_tokens") == _tokens(asked.run)
     ]
-    found = [row for row in (added, *of_training) if row and "sequences" in row]
+    found = [row for row in (added, *of_training) if isinstance(row, dict) and isinstance(row.get("sequences"), str)]
     return next((row for row in found if (asked.directory.path / row["sequences"]).exists()), None)
 
 

@@ -182,9 +182,9 @@ def check_weights_from(run: Run) -> None:
     result = Result.read(source)
     if result is None or result.status != "done":
         raise UserError(f"training.weights_from: {source.path} is not the directory of a finished run")
-    if result.row["run_id"] != source.path.name:
-        raise UserError(f"training.weights_from: {source.path} holds run {result.row['run_id']}; keep that name")
-    theirs, ours = result.row["tokenizer"], run.dataset.meta.tokenizer_sha256[:12]
+    if (held := result.row.get("run_id")) != source.path.name:
+        raise UserError(f"training.weights_from: {source.path} holds run {held}; keep that name")
+    theirs, ours = result.row.get("tokenizer"), run.dataset.meta.tokenizer_sha256[:12]
     if theirs != ours:
         raise UserError(f"training.weights_from: {source.path} was trained with tokenizer {theirs}, not {ours}")
 
