@@ -177,13 +177,16 @@ class _Life:
 
     def _strike(self, fault: Fault, attempt: int) -> Strike:
         """By how often the functions of a moment are called where nothing breaks; tried again, at the call itself, and
-        at last at the first one."""
+        at last at the first one. Where there was no checkpoint to damage, some calls later."""
         counts = self._calls
         targets = [target for target in self._job.moments[fault.moment] if target in counts]
         at = int(fault.where * sum(counts[target] for target in targets))
         for target in targets:
             if at < counts[target]:
-                return Strike(fault.kind, target, 1 if attempt == 2 else at + 1, 0 if attempt else fault.delay)
+                nth = 1 if attempt == 2 else at + 1
+                if fault.kind == DAMAGE:
+                    nth = (at + 2 * attempt) % counts[target] + 1
+                return Strike(fault.kind, target, nth, 0 if attempt else fault.delay)
             at -= counts[target]
         raise AssertionError(fault)
 

@@ -1,5 +1,5 @@
-"""Nothing is lost: a short campaign of real kills, and on purpose what a campaign hits by luck alone. The long campaign
-is `python -m tests.faults --kills 30 --terms 30`."""
+"""Nothing is lost: a few histories of the campaign, and on purpose what a campaign hits by luck alone. The campaign of
+a thousand faults is `python -m tests.faults`."""
 
 import json
 import os
@@ -21,7 +21,9 @@ from precisionlm.training import execute
 from precisionlm.training.execute import train
 
 from ..conftest import tiny_tree
-from .campaign import DISK_FULL, TIMES, Campaign, Fault, end, table_of
+from .campaign import SHARES, planned
+from .jobs import TIMES, jobs
+from .strikes import DAMAGE
 
 ONE = jax.devices()[:1]
 BEFORE_STEPS = 2  # polls: before the audit and before the first step
@@ -51,18 +53,42 @@ def lines(folder):
     return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(folder / "metrics.jsonl")]
 
 
-def test_four_kills_lose_nothing(tmp_path):
-    campaign = Campaign(tmp_path / "campaign", seed=3)
-    campaign.reference()
-    faults = [
-        Fault("SIGKILL", "save"),
-        Fault("SIGTERM", "evaluation"),
-        Fault(DISK_FULL, "any write"),
-        Fault("SIGKILL", "training"),
-    ]
-    histories = campaign.histories(faults)
-    assert not any(history.problems for history in histories), table_of(histories)
-    assert sum(len(history.faults) for history in histories) == len(faults)
+def campaign(*words):
+    command = [sys.executable, "-m", "tests.faults", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_ten_faults_lose_nothing(tmp_path):
+    plan = planned(jobs(tmp_path), 1000, seed=0)
+    wanted = [next(n for n, (job, _) in enumerate(plan) if job == name) for name in ("prepare", "train")]
+    ended = campaign("--history", *wanted)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert (
+        "10 of 1000 faults in 2 histories: 0 lost runs, 0 lost steps beyond the last checkpoint, all losses bitwise "
+        "equal; 0 problems"
+    ) in ended.stdout
+
+
+@pytest.mark.long
+def test_faults_of_every_kind_lose_nothing(tmp_path):
+    ended = campaign("--faults", 40, "--state", tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "\n40 of 40 faults" in ended.stdout
+    again = campaign("--faults", 40, "--state", tmp_path)
+    assert again.stdout == ended.stdout[ended.stdout.index("moment") :]  # all is done already
+
+
+def test_a_thousand_faults_have_every_kind_at_every_moment(tmp_path):
+    of = jobs(tmp_path)
+    plan = planned(of, 1000, seed=0)
+    assert plan == planned(of, 1000, seed=0) != planned(of, 1000, seed=1)
+    faults = [(job, fault) for job, those in plan for fault in those]
+    assert len(faults) == 1000 and sum(map(sum, (kinds.values() for kinds in SHARES.values()))) == 1000
+    struck = {(job, fault.kind, fault.moment) for job, fault in faults}
+    for job, kinds in SHARES.items():
+        for kind in kinds:
+            moments = {moment for j, k, moment in struck if (j, k) == (job, kind)}
+            assert moments == set(of[job].moments) or kind == DAMAGE, (job, kind, moments)
 
 
 def test_every_poll_can_be_the_one_that_stops(tree, tmp_path):
@@ -136,10 +162,13 @@ def test_a_sweep_stops_between_runs_and_ptq_between_batches(tree, tmp_path):
     assert not list(folder.glob("ptq/*"))
 
 
-def test_one_of_two_commands_wins(tmp_path):
-    campaign = Campaign(tmp_path / "campaign")
-    both = [campaign.start("train", tmp_path / "runs", cached=False) for _ in range(2)]
-    (won, _), (lost, errors) = sorted(end(process) for process in both)
+def test_one_of_two_commands_wins(tree, tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree | {"training": tree["training"] | {"steps": 200}}))
+    command = [sys.executable, "-m", "precisionlm", "train", tmp_path / "run.yaml", "--out", tmp_path / "runs"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    both = [subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE) for _ in range(2)]
+    ended = [(process.communicate(timeout=180)[1], process.returncode) for process in both]
+    (_, won), (errors, lost) = sorted(ended, key=lambda pair: pair[1])
     assert (won, lost) == (0, 2) and errors.count("\n") == 1 and "is being trained by another process" in errors
     (result,) = (tmp_path / "runs").glob("*/result.json")
     assert json.loads(result.read_text())["status"] == "done"
