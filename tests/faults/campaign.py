@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import socket
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class History:
     lost_runs: int = 0
     unequal: int = 0
     problems: list[str] = field(default_factory=list)
+    wall_seconds: float = 0.0
 
 
 class Campaign:
@@ -86,7 +88,9 @@ class Campaign:
         history = History(number, job_name, faults)
         folder = self.folder / f"history{number}"
         shutil.rmtree(folder, ignore_errors=True)
+        began = time.monotonic()
         _Life(self, history, folder).all()
+        history.wall_seconds = time.monotonic() - began
         if not history.problems:
             shutil.rmtree(folder, ignore_errors=True)
         return history
