@@ -34,7 +34,7 @@ def main() -> int:
     args = parser.parse_args()
     part, parts = map(int, args.part.split("/"))
     if args.state is not None:
-        return _run(args, args.state, part, parts)
+        return _run(args, args.state.resolve(), part, parts)
     with tempfile.TemporaryDirectory() as folder:
         return _run(args, Path(folder) / "campaign", part, parts)
 
