@@ -1,12 +1,14 @@
 """Which runs of a sweep are packed and how large, and what becomes of packs that fail."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from precisionlm.errors import CannotWriteError
 from precisionlm.packing.member import Member
+from precisionlm.packing.reached import Results
 from precisionlm.packing.size import choose, member_bytes
 from precisionlm.storage.claim import claim
 from precisionlm.storage.failure import read_failure
@@ -124,3 +126,17 @@ def test_a_run_that_cannot_be_opened_is_let_go(rows, tmp_path, monkeypatch):
     for path in tmp_path.glob("*/.lock"):
         with claim(RunDirectory.at(path.parent)):
             pass
+
+
+def test_a_run_whose_result_cannot_be_written_is_let_go():
+    def refused(*_):
+        raise CannotWriteError("no space left")
+
+    let_go = []
+    member = SimpleNamespace(
+        directory=None, finish=refused, let_go=lambda: let_go.append(1), run=SimpleNamespace(run_id="abc")
+    )
+    reached, evaluated = SimpleNamespace(end=True, member=member), SimpleNamespace(write=lambda directory: [])
+    with pytest.raises(CannotWriteError):
+        Results(None, True, silent, None, {})._leave(reached, evaluated)
+    assert let_go == [1]
