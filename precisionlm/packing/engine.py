@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from precisionlm.cluster.preemption import nothing_to_lose
-from precisionlm.errors import CannotWriteError, PreemptedError, UserError
+from precisionlm.errors import PreemptedError, UserError
 from precisionlm.packing import saved
 from precisionlm.packing.corpus import Order
 from precisionlm.packing.member import Member, claimed
@@ -26,7 +26,7 @@ from precisionlm.packing.program import blank_stack, put, take
 from precisionlm.packing.queue import Queue
 from precisionlm.packing.reached import Reached, Results, Status
 from precisionlm.storage.claim import BusyError
-from precisionlm.storage.failure import record_failure
+from precisionlm.storage.failure import failed_alone
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.run import Run
@@ -170,6 +170,13 @@ class _Pack:
             if member is None:
                 self._queue.finished(run)
                 continue
+            try:
+                member.open(self._shape.runs, self._prepared.products, self._prepared.measure)
+            except BaseException as error:  # it has no slot yet that would let it go
+                member.let_go()
+                self.outcome[run.run_id] = failed_alone(RunDirectory(self._out, run.run_id), error)
+                self._queue.finished(run)
+                continue
             self._taken.append(run.run_id)
             state = member.leave_state()
             if member.step == member.steps:
@@ -209,23 +216,13 @@ class _Pack:
             if slot is not None and slot.run_id == run.run_id:
                 assert self._left is not None
                 found = slot, self._alone(take(self._shape.alone())(self._left.state, r))
-        member = None
         try:
             member = claimed(run, self._out, order, found)
-            if isinstance(member, Member):
-                member.open(self._shape.runs, self._prepared.products, self._prepared.measure)
         except BusyError:
             self.outcome[run.run_id] = "busy"
             return None
-        except BaseException as error:
-            alone = isinstance(error, UserError) and not isinstance(error, CannotWriteError)
-            if alone:  # what is wrong with one run stops no other
-                record_failure(RunDirectory(self._out, run.run_id), str(error))
-            if isinstance(member, Member):
-                member.let_go()  # it has no slot yet that would
-            if not alone:
-                raise
-            self.outcome[run.run_id] = "failed"
+        except UserError as error:
+            self.outcome[run.run_id] = failed_alone(RunDirectory(self._out, run.run_id), error)
             return None
         if isinstance(member, Result):
             self.outcome[run.run_id] = "skipped"

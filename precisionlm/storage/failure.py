@@ -1,8 +1,8 @@
 """Why a run could not be trained: failed.json, until it is tried again."""
 
-from typing import Any
+from typing import Any, Literal
 
-from precisionlm.errors import UserError
+from precisionlm.errors import CannotWriteError, UserError
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 
@@ -12,6 +12,14 @@ _NAME = "failed.json"
 def record_failure(directory: RunDirectory, reason: str) -> None:
     """One line that says why. Raises UserError."""
     directory.write_json(_NAME, {"reason": " ".join(reason.split())[:500]})
+
+
+def failed_alone(directory: RunDirectory, error: BaseException) -> Literal["failed"]:
+    """Record an error that is of one run, which stops no other. Raises all others."""
+    if not isinstance(error, UserError) or isinstance(error, CannotWriteError):
+        raise error
+    record_failure(directory, str(error))
+    return "failed"
 
 
 def read_failure(directory: RunDirectory) -> str | None:

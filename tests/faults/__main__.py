@@ -34,7 +34,7 @@ def main() -> int:
     args = parser.parse_args()
     part, parts = map(int, args.part.split("/"))
     if args.state is not None:
-        return _run(args, args.state, part, parts)
+        return _run(args, args.state.resolve(), part, parts)
     with tempfile.TemporaryDirectory() as folder:
         return _run(args, Path(folder) / "campaign", part, parts)
 
@@ -54,10 +54,9 @@ def _run(args: argparse.Namespace, folder: Path, part: int, parts: int) -> int:
         job, faults = plan[number]
         if args.job not in (None, job) or (args.seconds and time.monotonic() - began > args.seconds):
             continue
-        start = time.monotonic()
         history = campaign.run(number, job, faults)
-        print(f"{number} {job}: {_listing(history)} ({time.monotonic() - start:.1f} s)", flush=True)
-        _write(folder, args.seed, args.faults, history, time.monotonic() - start)
+        print(f"{number} {job}: {_listing(history)} ({history.wall_seconds:.1f} s)", flush=True)
+        _write(folder, args.seed, args.faults, history)
         done[number] = history
     print(table_of(list(done.values()), args.faults, f"--seed {args.seed} --faults {args.faults}"))
     return int(any(history.problems for history in done.values()))
@@ -75,16 +74,15 @@ def _read(folder: Path, seed: int, faults: int) -> dict[int, History]:
         for line in path.read_text().splitlines():
             tree = json.loads(line)
             tree["faults"] = [Fault(**fault) for fault in tree["faults"]]
-            tree.pop("wall_seconds")
             found[tree["number"]] = History(**tree)
     return found
 
 
-def _write(folder: Path, seed: int, faults: int, history: History, seconds: float) -> None:
+def _write(folder: Path, seed: int, faults: int, history: History) -> None:
     """A file a history, whole or not there; so parts need not wait for each other."""
     path = folder / f"histories-{seed}-{faults}-{history.number}.jsonl"
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(history) | {"wall_seconds": seconds}) + "\n")
+    partial.write_text(json.dumps(asdict(history)) + "\n")
     partial.replace(path)
 
 

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import socket
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class History:
     lost_runs: int = 0
     unequal: int = 0
     problems: list[str] = field(default_factory=list)
+    wall_seconds: float = 0.0
 
 
 class Campaign:
@@ -86,7 +88,9 @@ class Campaign:
         history = History(number, job_name, faults)
         folder = self.folder / f"history{number}"
         shutil.rmtree(folder, ignore_errors=True)
+        began = time.monotonic()
         _Life(self, history, folder).all()
+        history.wall_seconds = time.monotonic() - began
         if not history.problems:
             shutil.rmtree(folder, ignore_errors=True)
         return history
@@ -177,13 +181,16 @@ class _Life:
 
     def _strike(self, fault: Fault, attempt: int) -> Strike:
         """By how often the functions of a moment are called where nothing breaks; tried again, at the call itself, and
-        at last at the first one."""
+        at last at the first one. Where there was no checkpoint to damage, some calls later."""
         counts = self._calls
         targets = [target for target in self._job.moments[fault.moment] if target in counts]
         at = int(fault.where * sum(counts[target] for target in targets))
         for target in targets:
             if at < counts[target]:
-                return Strike(fault.kind, target, 1 if attempt == 2 else at + 1, 0 if attempt else fault.delay)
+                nth = 1 if attempt == 2 else at + 1
+                if fault.kind == DAMAGE:
+                    nth = (at + 2 * attempt) % counts[target] + 1
+                return Strike(fault.kind, target, nth, 0 if attempt else fault.delay)
             at -= counts[target]
         raise AssertionError(fault)
 

@@ -1,11 +1,13 @@
 """Whether a command ended as it should, by what was done to it."""
 
+import re
 import signal
 
 from .jobs import Job
-from .strikes import CTRL_C, DAMAGE, FULL_DISK, KILL, PEER, TERM
+from .strikes import DAMAGE, FULL_DISK, KILL, PEER
 from .workers import Ended
 
+_WHY = re.compile(r"(?<!\w)(?:error|preempted): .*")  # a Ctrl-C may come while a line is printed
 _INTERRUPTIBLE = ("runs", "ptq")  # verbs that save what they have where they are asked to stop
 
 
@@ -18,7 +20,7 @@ def problem_of(kind: str | None, job: Job, ended: Ended) -> str:
     allowed = _codes(kind, job)
     if ended.code not in allowed:
         return f"exit code {ended.code}, not {' or '.join(map(str, sorted(allowed)))}"
-    errors = [line for line in ended.said.splitlines() if line.startswith(("error: ", "preempted: "))]
+    errors = _WHY.findall(ended.said)
     if ended.code in (2, 75) and len(errors) != job.processes and kind != PEER:
         return f"exit code {ended.code} with {len(errors)} lines that say why"
     if kind == FULL_DISK and ended.code == 2 and "written" not in errors[0]:
@@ -40,6 +42,3 @@ def _codes(kind: str | None, job: Job) -> set[int]:
         case "peer killed":
             return {0, 75}
     return {-signal.SIGKILL, 0} if kind in (KILL, DAMAGE) else {0}
-
-
-__all__ = ["CTRL_C", "TERM", "problem_of"]

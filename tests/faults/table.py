@@ -20,7 +20,8 @@ def table_of(histories: list[History], planned: int, options: str) -> str:
     lines += [
         "",
         f"{len(struck)} of {planned} faults in {len(histories)} histories: {runs} lost runs, {steps} lost steps beyond "
-        f"the last checkpoint, {losses}; {len(problems)} problems",
+        f"the last checkpoint, {losses}; {len(problems)} problems; "
+        f"{sum(history.wall_seconds for history in histories) / max(1, len(struck)):.1f} s a fault",
     ]
     for history, problem in problems:
         lines.append(f"python -m tests.faults {options} --history {history.number}  ({history.job}): {problem}")

@@ -17,6 +17,7 @@ from typing import Any
 from .strikes import Strike, watching
 
 DEADLINE = 120.0  # seconds; a command that takes longer hangs
+_HUNG = 124  # its exit code
 _PIPE = 1 << 20  # bytes that a command may say
 _SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
@@ -62,7 +63,9 @@ class Worker:
         answer = self._read_answer()
         code = answer.get("code", 0)
         if answer.get("last") or not answer:
-            code = self._wait(answer)
+            code = self._wait()
+        elif code == _HUNG:
+            self._wait()
         said = self._read_said()
         # One that died at once cannot tell; what killed it was the strike.
         hit = answer.get("struck", struck is not None)
@@ -74,7 +77,7 @@ class Worker:
             ready, _, _ = select.select([self._answer], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 os.killpg(self.pid, signal.SIGKILL)
-                return {"code": 124, "struck": True}
+                return {"code": _HUNG, "struck": True}
             piece = os.read(self._answer, 1 << 16)
             if not piece:
                 return {}
@@ -82,7 +85,7 @@ class Worker:
         found: dict[str, Any] = json.loads(content)
         return found
 
-    def _wait(self, answer: dict[str, Any]) -> int:
+    def _wait(self) -> int:
         self.alive = False
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status)
@@ -112,7 +115,7 @@ class Worker:
         """End the process if it lives."""
         if self.alive:
             os.killpg(self.pid, signal.SIGKILL)
-            self._wait({})
+            self._wait()
         for ours in (self._ask, self._answer, self._said):
             os.close(ours)
 

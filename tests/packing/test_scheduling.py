@@ -2,6 +2,8 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -9,10 +11,10 @@ import pytest
 from precisionlm.config import CheckpointConfig
 from precisionlm.errors import CannotWriteError, UserError
 from precisionlm.packing import engine
-from precisionlm.packing.member import Member
+from precisionlm.packing.engine import _Pack
+from precisionlm.packing.reached import Results
 from precisionlm.packing.size import choose, member_bytes
 from precisionlm.storage.checkpoint import Checkpoints, folder_of
-from precisionlm.storage.claim import claim
 from precisionlm.storage.failure import read_failure
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
@@ -176,14 +178,34 @@ def test_what_is_left_of_a_pack_is_packed_as_all_of_it_was(rows, tmp_path):
     assert alone.shape.runs == 1 and [row.run.run_id for row in alone.rows] == list(begun)
 
 
-def test_a_run_that_cannot_be_opened_is_let_go(rows, tmp_path, monkeypatch):
-    def refused(self, *_):
-        raise CannotWriteError("no space left")
+def refused(*_):
+    raise CannotWriteError("no space left")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Member, "open", refused)
-        with pytest.raises(CannotWriteError):
-            run_sweep(rows[:2], tmp_path, silent, silent, Options(pack=2))
-    for path in tmp_path.glob("*/.lock"):
-        with claim(RunDirectory.at(path.parent)):
-            pass
+
+def test_a_run_that_cannot_be_opened_is_let_go():
+    let_go = []
+    member = SimpleNamespace(open=refused, let_go=lambda: let_go.append(1))
+    pack = SimpleNamespace(
+        _taken=[],
+        _slots=[None],
+        _queue=SimpleNamespace(next_ready=lambda: SimpleNamespace(run_id="abc")),
+        _claim=lambda run: member,
+        _out=Path(),
+        outcome={},
+        _shape=SimpleNamespace(runs=1),
+        _prepared=SimpleNamespace(products=None, measure=None),
+    )
+    with pytest.raises(CannotWriteError):
+        _Pack._fill(pack)
+    assert let_go == [1]
+
+
+def test_a_run_whose_result_cannot_be_written_is_let_go():
+    let_go = []
+    member = SimpleNamespace(
+        directory=None, finish=refused, let_go=lambda: let_go.append(1), run=SimpleNamespace(run_id="abc")
+    )
+    reached, evaluated = SimpleNamespace(end=True, member=member), SimpleNamespace(write=lambda directory: [])
+    with pytest.raises(CannotWriteError):
+        Results(None, True, silent, None, {})._leave(reached, evaluated)
+    assert let_go == [1]
