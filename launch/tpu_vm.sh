@@ -44,7 +44,7 @@ install() {
       "$TPU_NAME:precisionlm/" --zone "$TPU_ZONE" --worker=all &&
     everywhere "cd precisionlm && ${TPU_SETUP:-$setup}" &&
     if [ -n "${TPU_NFS:-}" ]; then
-      everywhere "sudo apt-get install -qy nfs-common && sudo mkdir -p /shared && sudo mount $TPU_NFS /shared"
+      everywhere "sudo apt-get install -qy nfs-common && sudo mkdir -p /shared && sudo mount ${TPU_NFS@Q} /shared"
     fi
 }
 

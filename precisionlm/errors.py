@@ -1,10 +1,17 @@
 """Errors that a user can act on, and the exit codes that scripts and schedulers rely on."""
 
+import os
+
+DEBUG = "PRECISIONLM_DEBUG"
 DONE, BAD_INPUT, DIVERGED, PREEMPTED = 0, 2, 3, 75
 
 
 class UserError(Exception):
     """Bad input: one line that says what was wrong, where, and what would be right. Exit code 2."""
+
+
+class CannotWriteError(UserError):
+    """A disk that takes no more: what comes after it would be refused too, so no batch goes on without it."""
 
 
 class DivergedError(Exception):
@@ -19,6 +26,11 @@ def exit_code(error: BaseException) -> int | None:
     """The exit code of an error of ours; None for any other."""
     codes = {UserError: BAD_INPUT, DivergedError: DIVERGED, PreemptedError: PREEMPTED}
     return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
+
+
+def debugging() -> bool:
+    """Whether tracebacks are wanted beside the lines: PRECISIONLM_DEBUG=1."""
+    return os.environ.get(DEBUG, "") not in ("", "0")
 
 
 def nearest(word: str, valid: list[str]) -> str:

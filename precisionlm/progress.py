@@ -11,6 +11,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from precisionlm.terminal import below, harmless
+
 _LOG_EVERY_SECONDS = 10.0
 _RECENT = 11  # reports of progress whose pace counts: few, so that a change of pace is soon seen
 
@@ -54,24 +56,24 @@ class TimeLeft:
 @contextmanager
 def reporting(title: str) -> Iterator[Reporter]:
     """A reporter for one job, on standard error."""
-    console = Console(stderr=True)
+    console = Console(file=below(sys.stderr))
     if not console.is_terminal:
         yield _LogReporter(title)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
     )
     time_left = TimeLeft()
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=1.0, left="", text="")
 
         def report(share: float, text: str) -> None:
-            bar.update(task, completed=share, left=time_left.after(time.monotonic(), share), text=text)
+            bar.update(task, completed=share, left=time_left.after(time.monotonic(), share), text=harmless(text))
 
         yield report
 

@@ -1,32 +1,47 @@
 """Files that are complete or absent, and on disk: written under another name, synced, renamed, the folder synced."""
 
+import fcntl
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from precisionlm.errors import UserError
+from precisionlm.errors import CannotWriteError, UserError
 
 
 @contextmanager
 def written(path: Path, kept: str = "") -> Iterator[Path]:
     """A path of the same ending to write to, which becomes `path` when the block ends and is removed if it fails.
-    Folders above are made. kept: said after the reason. Raises UserError where it cannot be written."""
+    Folders above are made; what killed processes left of it is removed. kept: said after
+    the reason. Raises CannotWriteError."""
     if "\0" in str(path):
         raise UserError("the path of a file holds a null character")
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(path)
         try:
-            yield partial
-            sync(partial)
-            partial.replace(path)
+            with open(partial, "ab") as held:
+                with suppress(OSError):  # file systems without locks
+                    fcntl.flock(held, fcntl.LOCK_EX)  # until the block, or the process, ends
+                yield partial
+                sync(partial)
+                partial.replace(path)
             sync(path.parent)  # the rename is the folder's
         finally:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}{kept}") from None
+        raise CannotWriteError(f"{path}: cannot be written: {error.strerror or error}{kept}") from None
+
+
+def _remove_left(path: Path) -> None:
+    """The partial files of a path that no process holds."""
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{glob.escape(path.suffix)}"):
+        with suppress(OSError), open(left, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def sync(path: Path) -> None:

@@ -42,7 +42,7 @@ def test_the_recent_pace_counts_and_one_pause_does_not():
 def test_bar_and_log_say_the_same(capsys, monkeypatch, terminal):
     clock, screen = SimpleNamespace(now=0.0), io.StringIO()
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=screen, force_terminal=terminal, width=200))
+    monkeypatch.setattr(progress, "Console", lambda file: Console(file=screen, force_terminal=terminal, width=200))
     with reporting("train") as report:
         for now, share in [(0, 0.0), (100, 0.01), (101, 0.02), (111, 0.12)]:
             clock.now = float(now)

@@ -1,6 +1,7 @@
 """Who may import whom: rooms stand on floors, imports go down or stay on the floor, and nothing goes in a circle."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up. A name is a room or one file of it; the longest that fits a module says where it stands.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "json_text", "yaml_text", "whole_file", "progress", "columns", "expressions", "analysis.table"),
+    (
+        "errors",
+        "json_text",
+        "yaml_text",
+        "whole_file",
+        "terminal",
+        "progress",
+        "columns",
+        "expressions",
+        "analysis.table",
+    ),
     ("precision", "cluster", "sections", "analysis.laws"),
     ("config", "identity", "analysis.table.read", "analysis.table.symbols", "analysis.fitting"),
     ("data", "model", "storage", "analysis.decisions"),
@@ -118,3 +129,9 @@ def test_every_room_is_there():
     for rooms in FLOORS:
         for room in rooms:
             assert room in MODULES, f"{room} stands on a floor but is no module"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+def test_what_docs_name_is_there(path):
+    named = set(re.findall(r"`((?:tests|launch|configs|docs|precisionlm)/[\w./]+)`", path.read_text()))
+    assert not [name for name in named if not (ROOT / name).exists() and "NAME" not in name]

@@ -6,13 +6,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from precisionlm.cluster.pool import pool
 from precisionlm.data.documents import Source
 from precisionlm.data.encode import BATCH
 from precisionlm.data.prepare import prepare
@@ -112,8 +111,8 @@ def _library(model: Tokenizer, texts: list[str], workers: int) -> int:
         if length >= BATCH:
             batches.append([])
             length = 0
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (model.to_str(),)) as pool:
-        return sum(pool.map(_count, batches))
+    with pool(workers, _begin, model.to_str()) as processes:
+        return sum(processes.map(_count, batches))
 
 
 _MODEL: list[Tokenizer] = []  # of a process of the pool

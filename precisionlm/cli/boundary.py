@@ -4,16 +4,33 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 
-from precisionlm.errors import BAD_INPUT, DIVERGED, DONE, PREEMPTED, DivergedError, PreemptedError, UserError
+from precisionlm.errors import (
+    BAD_INPUT,
+    DEBUG,
+    DIVERGED,
+    DONE,
+    PREEMPTED,
+    DivergedError,
+    PreemptedError,
+    UserError,
+    debugging,
+)
+from precisionlm.terminal import Plain, below
 
 _LONGEST = 1500  # characters of a line: lists of valid names may be long, dumps of a library are longer
-DEBUG = "PRECISIONLM_DEBUG"
 
 
 def guarded(run: Callable[[], int]) -> int:
     """What `run` returns; for an exception the exit code that `precisionlm.errors` has for it, after one line on
-    standard error. With PRECISIONLM_DEBUG=1 the traceback comes before the line."""
+    standard error. With PRECISIONLM_DEBUG=1 the traceback comes before the line. Meanwhile nothing is printed that a
+    terminal would obey."""
+    with redirect_stdout(Plain(below(sys.stdout))), redirect_stderr(Plain(below(sys.stderr))):
+        return _guarded(run)
+
+
+def _guarded(run: Callable[[], int]) -> int:
     try:
         code = run()
         sys.stdout.flush()  # a full disk under `> file` shows here
@@ -22,7 +39,7 @@ def guarded(run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except (Exception, KeyboardInterrupt) as error:
-        if os.environ.get(DEBUG, "") not in ("", "0"):
+        if debugging():
             traceback.print_exc()
         code, line = _told(error)
         print(one_line(line), file=sys.stderr)

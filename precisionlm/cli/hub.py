@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from precisionlm.cli.verbs import add_verb
+from precisionlm.cli.verbs import MOVED, add_verb, check_moved
 from precisionlm.errors import DONE, UserError
 from precisionlm.json_text import dumps
 
@@ -17,8 +17,10 @@ def add_hub(verbs: Any) -> None:
         "export",
         _export,
         "Write a finished run as a Hugging Face model: safetensors, config.json, tokenizer, model card.\n"
-        "Weights are stored as its recipe quantizes them, or as --weights says, in layouts of compressed-tensors.",
+        "Weights are stored as its recipe quantizes them, or as --weights says, in layouts of compressed-tensors. For "
+        f"a run that moved: {', '.join(MOVED)}.",
         "precisionlm export runs/0123456789ab --out exported --method gptq --weights W4-g128",
+        overrides=True,
     )
     export.add_argument("folder", type=Path, metavar="RUN", help="a run directory")
     export.add_argument("--out", type=Path, required=True, help="folder to make")
@@ -61,8 +63,10 @@ def add_hub(verbs: Any) -> None:
         verbs,
         "generate",
         _generate,
-        "Continue a text by a finished run, at the precision of its recipe, with a cache of keys and values.",
+        "Continue a text by a finished run, at the precision of its recipe, with a cache of keys and values. For a run "
+        "that moved: --data.path, --checkpoint.folder.",
         'precisionlm generate runs/0123456789ab --prompt "def main(" --temperature 0.8 --top-k 40',
+        overrides=True,
     )
     generate.add_argument("folder", type=Path, metavar="RUN", help="a run directory")
     generate.add_argument("--prompt", default="", help="text to continue; the start of a document if absent")
@@ -84,7 +88,9 @@ def _export(args: argparse.Namespace) -> int:
 
         _check_seed(args.seed)
         calibration = Calibration(args.calibration, args.seed)
-        asked = Asked(args.weights, args.method, args.at, args.step, calibration, args.dtype, args.license)
+        check_moved(args)
+        moved = tuple(args.rest)
+        asked = Asked(args.weights, args.method, args.at, args.step, calibration, args.dtype, args.license, moved)
         if args.dry_run:
             found = plan_export(args.folder, asked).summary
         else:
@@ -135,7 +141,8 @@ def _generate(args: argparse.Namespace) -> int:
 
         _check_seed(args.seed)
         sampling = Sampling(args.tokens, args.temperature, args.top_k, args.seed)
-        found = continued(args.folder, args.prompt, sampling, args.at, interrupted)
+        check_moved(args)
+        found = continued(args.folder, args.prompt, sampling, args.at, interrupted, args.rest)
     print(dumps(found) if args.json else found["prompt"] + found["text"])
     return DONE
 

@@ -5,11 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from precisionlm.cli.verbs import add_verb, check_counts, loss_text, surviving
-from precisionlm.errors import DONE, UserError
+from precisionlm.cli.verbs import MOVED, add_verb, check_counts, check_moved, loss_text, surviving
+from precisionlm.errors import DONE
 from precisionlm.json_text import dumps
-
-_MOVED = ("--data.path", "--mesh.replica", "--mesh.fsdp", "--mesh.tensor")
 
 
 def add_ptq(verbs: Any) -> None:
@@ -21,7 +19,7 @@ def add_ptq(verbs: Any) -> None:
         "Quantize the weights of finished runs after training and evaluate them; rows of the same table.\n"
         "Methods: rtn (round to nearest), gptq, awq; with +mse scales are searched, with +qep errors of earlier layers "
         "are made up for,\nwith +seq the matrices of a block are quantized one after the other. What is recorded is "
-        "not done again. For runs that moved: --data.path, --mesh.fsdp, --mesh.replica, --mesh.tensor.",
+        f"not done again. For runs that moved: {', '.join(MOVED)}.",
         "precisionlm ptq runs --method rtn,gptq,awq,gptq+qep --weights W3,W4,W4-g128,mxfp4",
         overrides=True,
     )
@@ -57,9 +55,7 @@ def _ptq(args: argparse.Namespace) -> int:
         from precisionlm.storage.result import finished_runs
 
         check_counts(args, seed=(0, 2**63 - 1))
-        for word in args.rest:
-            if word.startswith("--") and word.split("=", 1)[0] not in _MOVED:
-                raise UserError(f"ptq: unknown argument '{word}'; of a run it takes {', '.join(_MOVED)}")
+        check_moved(args)
         methods = list(dict.fromkeys(str(parse_method(word.strip())) for word in args.method.split(",")))
         quantizations = list(dict.fromkeys(weight_quantization(word.strip()) for word in args.weights.split(",")))
         options = Options(parse_steps(args.steps), args.at, Calibration(args.calibration, args.seed), tuple(args.rest))

@@ -8,7 +8,7 @@ from typing import Any
 
 from precisionlm.cli.jobs import add_job_arguments, joined, planned, reporting_first, say, warn
 from precisionlm.cli.verbs import add_verb, print_runs
-from precisionlm.errors import DONE, UserError
+from precisionlm.errors import BAD_INPUT, DONE, UserError
 from precisionlm.json_text import dumps
 
 _HELP = """\
@@ -20,6 +20,9 @@ A sweep file (docs/sweeps.md has all keys):
     tokens: [1e6, 4e6]                 # D, rounded to whole steps
     precision.recipe: [bf16, W4A8]     # any key path
   seeds: 2
+
+A run that fails is recorded with its reason and stops no other; --retry-failed tries it again. Exit code 2 where all
+of them have failed.
 
 Several workers may share one folder: each passes over the runs that others hold. `precisionlm sweep status FILE --out
 OUT` says where every run stands, while they train."""
@@ -83,7 +86,7 @@ def _sweep(args: argparse.Namespace) -> int:
                 round_finished(rows, args.out, options.ptq, report, interrupted, say)
     if is_first():
         _print_outcome(len(rows), outcome, args.json)
-    return DONE
+    return BAD_INPUT if rows and len(outcome.failed) == len(rows) else DONE
 
 
 def _options(args: argparse.Namespace, of_file: Sequence[Any]) -> Any:
@@ -136,11 +139,12 @@ def _print_outcome(runs: int, outcome: Any, as_json: bool) -> None:
 def _print_plan(rows: Sequence[Any], options: Any, budget: Any, args: argparse.Namespace) -> int:
     """Rows, the groups that are left with the size of their packs and why, executables, FLOPs and hours of a chip, by
     the budget's chip and utilization where the arguments name none."""
+    from precisionlm.packing.saved import begun
     from precisionlm.sweep.scheduler import groups_of
 
     chip = args.chip or (budget.chip if budget else None)
     mfu = budget.mfu if budget and args.mfu is None else args.mfu
-    groups = groups_of(rows, options)
+    groups = groups_of(rows, options, begun(args.out))
     entries = planned(rows, chip, mfu)
     nothing = {"group": None, "pack": None, "why": "not to be trained"}
     together = {

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from precisionlm.errors import DONE, UserError
+from precisionlm.errors import DONE, CannotWriteError, UserError
 from precisionlm.json_text import dumps
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+MOVED = ("--data.path", "--checkpoint.folder", "--mesh.replica", "--mesh.fsdp", "--mesh.tensor")
+"""Of a finished run: where it is and on what it is computed now."""
 _OVERRIDE = re.compile(r"--\w+(\.\w*)+(=.*)?", re.DOTALL)
 
 
@@ -65,12 +67,14 @@ def add_verb(
 
 def surviving(items: Iterable[T], attempt: Callable[[T], R]) -> list[tuple[T, R]]:
     """Each item with what `attempt` made of it. One that raises UserError is named on standard error and left out;
-    where none is left the first error is raised."""
+    where none is left the first error is raised. CannotWriteError ends them all."""
     found: list[tuple[T, R]] = []
     wrong: list[str] = []
     for item in items:
         try:
             found.append((item, attempt(item)))
+        except CannotWriteError:
+            raise
         except UserError as error:
             wrong.append(str(error))
     if wrong and not found:
@@ -87,6 +91,13 @@ def check_counts(args: argparse.Namespace, **ranges: tuple[int, int]) -> None:
         value = getattr(args, name)
         if value is not None and not least <= value <= most:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be {least} to {most:,}")
+
+
+def check_moved(args: argparse.Namespace) -> None:
+    """Raises UserError for overrides of a finished run that say another thing than where it is now."""
+    for word in args.rest:
+        if word.startswith("--") and word.split("=", 1)[0] not in MOVED:
+            raise UserError(f"{args.command}: unknown argument '{word}'; of a run it takes {', '.join(MOVED)}")
 
 
 def print_runs(entries: list[dict[str, Any]], as_json: bool, more: Sequence[str] = ()) -> int:

@@ -33,6 +33,7 @@ def _watch(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.live import Live
 
+    from precisionlm.terminal import below
     from precisionlm.watching.reading import Reading, Watched, run_folders
     from precisionlm.watching.screen import screen
 
@@ -55,7 +56,7 @@ def _watch(args: argparse.Namespace) -> int:
     found, left_out = look()
     if not found and left_out:
         raise UserError(left_out[0])
-    console = Console()
+    console = Console(file=below(sys.stdout))
     if args.json:
         print(dumps([reading.row for reading, _ in found]))
         for line in left_out:
@@ -63,7 +64,7 @@ def _watch(args: argparse.Namespace) -> int:
         return DONE
     if args.once or not console.is_terminal:
         # A table in a file is as wide as it needs to be.
-        (console if console.is_terminal else Console(width=200)).print(screen(found, left_out))
+        (console if console.is_terminal else Console(file=console.file, width=200)).print(screen(found, left_out))
         return DONE
     try:
         with Live(screen(found, left_out), console=console, auto_refresh=False) as live:

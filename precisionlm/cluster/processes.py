@@ -23,7 +23,8 @@ from jax.experimental import multihost_utils
 from precisionlm.cluster.lifeline import Lifeline
 from precisionlm.cluster.meeting import meet
 from precisionlm.cluster.preemption import nothing_to_lose
-from precisionlm.errors import DONE, PreemptedError, UserError, exit_code
+from precisionlm.errors import DONE, PreemptedError, UserError, debugging, exit_code
+from precisionlm.terminal import Plain
 
 T = TypeVar("T")
 
@@ -117,7 +118,7 @@ def joined(where: Address | None, timeout: float) -> Iterator[Lifeline | None]:
         yield lifeline
     except BaseException as error:
         code = exit_code(error)
-        if code is None:  # nobody waits for its traceback where all end at once
+        if code is None and debugging():  # nobody waits for its traceback where all end at once
             traceback.print_exception(error)
         lifeline.leave(1 if code is None else code, f"{type(error).__name__}: {error}" if code is None else str(error))
         raise
@@ -128,7 +129,7 @@ def _keep_stdout_ours() -> None:
     """The collectives' library announces itself on standard output, where a user's JSON goes: send it to stderr."""
     ours = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    sys.stdout = ours
+    sys.stdout = Plain(ours)
 
 
 def is_first() -> bool:

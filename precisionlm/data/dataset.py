@@ -192,12 +192,13 @@ def _remembered(record: Path) -> Iterator[bool]:
     """Whether the record is there; it is after the block, unless that fails. One process of a machine at a time."""
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
-        file = open(record, "a+b")  # noqa: SIM115
+        file = open(record, "a+b", buffering=0)  # noqa: SIM115
     except OSError:  # a machine without a place to remember checks every time
         yield False
         return
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield bool(file.seek(0, os.SEEK_END))
-        file.truncate(0)
-        file.write(b"verified\n")
+        with contextlib.suppress(OSError):
+            file.truncate(0)
+            file.write(b"verified\n")

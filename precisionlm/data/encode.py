@@ -9,15 +9,15 @@ spaces may have none), the window ends there, which is counted.
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from itertools import chain
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from precisionlm.cluster.pool import pool
 from precisionlm.data.documents import Document, LongText
 from precisionlm.data.meta import SPLIT_FILES
 from precisionlm.data.tokenizer import first_change
@@ -81,13 +81,11 @@ class Coder:
         if self.workers == 1:
             yield from self._run(documents, None)
             return
-        context = get_context("spawn")  # a fork would copy the threads of JAX and of the tokenizer
-        state = (self.tokenizer.to_str(),)
-        with ProcessPoolExecutor(self.workers, context, _begin, state) as pool:
+        with pool(self.workers, _begin, self.tokenizer.to_str()) as processes:
             try:
-                yield from self._run(documents, pool)
+                yield from self._run(documents, processes)
             finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+                processes.shutdown(wait=True, cancel_futures=True)
 
     def _run(self, documents: Iterable[Item], pool: Executor | None) -> Iterator[Encoded]:
         running: deque[tuple[Any, Any]] = deque()  # (what to do with the result, its future or itself)

@@ -104,8 +104,9 @@ def write_whole(path: Path, content: bytes) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _remove_traces(folder: Path) -> None:
-    """What only a preparation that is under way needs."""
+def remove_traces(folder: Path) -> None:
+    """What only a preparation that is under way needs. Gone only once the folder has its name: until then a call that
+    was killed is gone on with."""
     for name in (_JOURNAL, *(f"{split}.digests" for split in SPLIT_FILES)):
         (folder / name).unlink(missing_ok=True)
 
@@ -132,7 +133,6 @@ def appearing_complete(out: Path, arguments: dict[str, Any]) -> Iterator[Path]:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
         try:
             yield folder
-            _remove_traces(folder)
             for path in (*folder.iterdir(), folder):
                 _sync(path)
         except OSError as error:
@@ -148,6 +148,7 @@ def appearing_complete(out: Path, arguments: dict[str, Any]) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
             raise UserError(f"{out} was filled by another process meanwhile; call again") from None
         _sync(out.parent)
+        remove_traces(out)
     finally:
         os.close(lock)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from precisionlm.data.places import Place, joined, read_bytes
 from precisionlm.errors import UserError
+from precisionlm.yaml_text import is_text
 
 FORMAT_VERSION = 1
 META_FILE, TOKENIZER_FILE = "meta.json", "tokenizer.json"
@@ -107,6 +109,7 @@ class Meta:
         meta: Meta = _typed(cls, {**raw, **splits}, path)
         if meta.dtype not in DTYPES:
             raise UserError(f"{path}: dtype is {meta.dtype!r}; valid: {', '.join(DTYPES)}")
+        _check_apart(meta, path)
         return meta
 
 
@@ -121,13 +124,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def shard_of(raw: Any, where: str) -> Shard:
+    """A shard from a record. Raises UserError, also where its file would lie outside the folder by a way around (`..`)
+    and not by an address of its own."""
+    shard: Shard = _typed(Shard, raw, where)
+    if ".." in shard.file.replace("\\", "/").split("/") or not is_text(shard.file) or not shard.file:
+        raise UserError(f"{where}: file is {shard.file!r}, no name in its folder")
+    return shard
+
+
 def _split(raw: Any, where: str) -> Split:
     """A split whose shards add up to it."""
     if not isinstance(raw, dict) or "shards" not in raw:
         return _typed(Split, raw, where)
     if not isinstance(raw["shards"], list) or not raw["shards"]:
         raise UserError(f"{where}: shards is no list of shards")
-    shards = tuple(_typed(Shard, shard, f"{where}: shard {n}") for n, shard in enumerate(raw["shards"]))
+    shards = tuple(shard_of(shard, f"{where}: shard {n}") for n, shard in enumerate(raw["shards"]))
     split: Split = _typed(Split, {**raw, "shards": shards}, where)
     for name in ("tokens", "documents"):
         if (found := sum(getattr(shard, name) for shard in shards)) != getattr(split, name):
@@ -135,11 +147,23 @@ def _split(raw: Any, where: str) -> Split:
     return split
 
 
+def _check_apart(meta: Meta, where: str) -> None:
+    """Raises UserError where two shards share tokens: they would be trained on twice, or be validation too."""
+    size = DTYPES[meta.dtype].itemsize
+    ends: dict[str, int] = {}
+    shards = [shard for split in SPLIT_FILES for shard in meta.shards(split)]
+    for shard in sorted(shards, key=lambda shard: (shard.file, shard.offset)):
+        if shard.offset < ends.get(shard.file, 0):
+            raise UserError(f"{where}: two shards overlap in {shard.file}")
+        ends[shard.file] = shard.offset + shard.tokens * size
+
+
 _PLAIN: dict[Any, type] = {int: int, str: str, Split: Split, tuple[Shard, ...]: tuple}
 
 
 def _typed(cls: type, raw: Any, where: str) -> Any:
-    """`cls(**raw)` after checking that every field is there, has its annotated type and is not negative."""
+    """`cls(**raw)` after checking that every field is there, has its annotated type and is not negative, and that
+    hashes, by which files of the cache are called, are some."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if not isinstance(raw, dict):
         raise UserError(f"{where}: missing or unknown fields: not an object")
@@ -150,6 +174,8 @@ def _typed(cls: type, raw: Any, where: str) -> Any:
         plain = _PLAIN.get(fields[name].type, dict)
         if type(value) is not plain or (isinstance(value, int) and value < 0):
             raise UserError(f"{where}: {name} is {value!r}, not a valid {plain.__name__}")
+        if name == "sha256" and isinstance(value, str) and not re.fullmatch("[0-9a-f]{64}", value):
+            raise UserError(f"{where}: sha256 is {value!r}, no hash")
     return cls(**raw)
 
 

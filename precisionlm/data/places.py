@@ -50,6 +50,8 @@ def filesystem(place: Place) -> tuple[Any, str]:
     import fsspec
 
     scheme = str(place).split("://")[0]
+    if "::" in str(place) or scheme == "reference":  # of fsspec: one inside the other, and templates that it runs
+        raise UserError(f"{place}: one file system inside another is not read; give a plain URL")
     try:
         fs, path = fsspec.core.url_to_fs(str(place))
     except ImportError:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from precisionlm.data.documents import LongText
 from precisionlm.data.encode import BATCH, Coder, Item
-from precisionlm.data.journal import Digests, Position, appearing_complete, read_journal, write_journal
+from precisionlm.data.journal import Digests, Position, appearing_complete, read_journal, remove_traces, write_journal
 from precisionlm.data.meta import META_FILE, SPLIT_FILES, TOKENIZER_FILE, Meta, Split, sha256_of, token_dtype
 from precisionlm.data.places import on_a_disk
 from precisionlm.data.request import SMALLEST_SPLIT, Partition, Request
@@ -46,6 +46,7 @@ def prepare(
     out = on_a_disk(out)
     parts, trained, arguments = request.checked()
     if (finished := _finished(out, arguments)) is not None:
+        remove_traces(out)
         progress("already prepared", parts.size or 0, parts.size)
         return finished
     with appearing_complete(out, arguments) as folder:
@@ -137,7 +138,7 @@ def _tokenizer(
     if given is not None:
         assert request.tokenizer is not None
         if changes := neutralise(given):
-            given.save(str(path))
+            path.write_text(given.to_str(pretty=True))
         else:
             shutil.copyfile(request.tokenizer, path)
         return given, changes
@@ -147,7 +148,7 @@ def _tokenizer(
     # Only packed files need a vocabulary to be read, and they come with a tokenizer.
     texts = _tokenizer_sample(parts.items(request.text_field, 0, 0), parts.size, progress)
     trained = train_bpe(texts, request.vocab_size)
-    trained.save(str(path))
+    path.write_text(trained.to_str(pretty=True))  # the library's own way tells no error of the system apart
     return trained, ()
 
 

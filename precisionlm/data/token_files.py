@@ -151,7 +151,7 @@ def _megatron(path: Path, index: Path) -> TokenFile:
     firsts = np.frombuffer(data, "<i8", documents, 34 + 12 * sequences)
     found = _bare(path, np.dtype(_MEGATRON_TYPES[code]), "Megatron-LM file")
     starts = np.cumsum(np.concatenate([[0], lengths]))
-    if starts[-1] != found.tokens or (pointers != starts[:-1] * found.dtype.itemsize).any():
+    if (lengths < 0).any() or starts[-1] != found.tokens or (pointers != starts[:-1] * found.dtype.itemsize).any():
         raise UserError(
             f"{index} tells of {starts[-1]} tokens in a row, {path.name} holds {found.tokens}: not its index"
         )
@@ -180,6 +180,6 @@ def _datatrove(path: Path, vocab_size: int, flags: Flags) -> TokenFile:
     if index.stat().st_size % 8:
         raise UserError(f"{index} holds {index.stat().st_size} bytes, not a multiple of 8: truncated?")
     ends = np.fromfile(index, "<u8").astype(np.int64)
-    if len(ends) and (ends[-1] != found.tokens or (np.diff(ends) < 0).any()):
+    if len(ends) and (ends[0] < 0 or ends[-1] != found.tokens or (np.diff(ends) < 0).any()):
         raise UserError(f"{index} ends at token {ends[-1]}, {path.name} holds {found.tokens}: not its index")
     return replace(found, ends=ends, tokenizer=name)

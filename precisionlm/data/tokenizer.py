@@ -72,8 +72,11 @@ def first_change(before: str, after: str) -> str:
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:
-    """Largest id + 1 (ids may have holes, so this can exceed the number of entries)."""
-    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    """Largest id + 1 (ids may have holes, so this can exceed the number of entries). UserError: there is none."""
+    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    if not ids:
+        raise UserError("the tokenizer has no entries")
+    return max(ids) + 1
 
 
 def end_of_text_id(tokenizer: Tokenizer, eos_id: int | None = None) -> int:
@@ -82,7 +85,8 @@ def end_of_text_id(tokenizer: Tokenizer, eos_id: int | None = None) -> int:
     UserError: `eos_id` outside the vocabulary, or none given and none known.
     """
     if eos_id is not None:
-        if not 0 <= eos_id < (size := vocabulary_size(tokenizer)):
+        size = vocabulary_size(tokenizer)
+        if not 0 <= eos_id < size:
             raise UserError(f"eos_id is {eos_id}; this tokenizer has ids 0 to {size - 1}")
         return eos_id
     for name in _KNOWN_ENDS:

@@ -25,7 +25,7 @@ from typing import Any
 
 from precisionlm.data.documents import Document
 from precisionlm.data.encode import Coder, Item
-from precisionlm.data.meta import META_FILE, SPLIT_FILES, TOKENIZER_FILE, Meta, Shard, Split, token_dtype
+from precisionlm.data.meta import META_FILE, SPLIT_FILES, TOKENIZER_FILE, Meta, Shard, Split, shard_of, token_dtype
 from precisionlm.data.tokenizer import end_of_text_id, load_tokenizer, neutralise, vocabulary_size
 from precisionlm.data.writer import SHARD_TOKENS, SplitWriter
 from precisionlm.errors import UserError
@@ -134,7 +134,7 @@ class ShardIndex(PipelineStep):
         content = tokenizer.to_str().encode() if neutralise(tokenizer) else Path(self.tokenizer).read_bytes()
         size = vocabulary_size(tokenizer)
         lists = [self._list(task) for task in range(self.tasks)]
-        splits = {split: self._joined([Shard(**shard) for of in lists for shard in of[split]]) for split in SPLIT_FILES}
+        splits = {split: self._joined([shard for of in lists for shard in of[split]]) for split in SPLIT_FILES}
         meta = Meta(
             dtype=token_dtype(size),
             vocab_size=size,
@@ -150,7 +150,7 @@ class ShardIndex(PipelineStep):
             with self.output_folder.open(name, "wb") as file:
                 file.write(text)
 
-    def _list(self, task: int) -> dict[str, Any]:
+    def _list(self, task: int) -> dict[str, list[Shard]]:
         if not self.output_folder.exists(_list_name(task)):
             raise UserError(
                 f"{self.output_folder.path}: task {task} of {self.tasks} is not through ({_list_name(task)})"
@@ -159,7 +159,8 @@ class ShardIndex(PipelineStep):
             found: dict[str, Any] = json.load(file)
         if found["tasks"] != self.tasks:
             raise UserError(f"{self.output_folder.path}: its shards were written by {found['tasks']} tasks")
-        return found
+        where = f"{self.output_folder.path}/{_list_name(task)}"
+        return {split: [shard_of(shard, where) for shard in found[split]] for split in SPLIT_FILES}
 
     def _joined(self, shards: list[Shard]) -> Split:
         whole = hashlib.sha256()

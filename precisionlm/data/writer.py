@@ -27,6 +27,7 @@ class SplitWriter:
         self._whole, self._shards = hashlib.sha256(), list[_Open]()
         self._file: IO[bytes]
         self.tokens, self.documents = done
+        self._take_name_back()
         for _ in range(-(-self.tokens // shard_tokens)):
             self._take_up()
         if not self._shards:
@@ -86,6 +87,13 @@ class SplitWriter:
     def _begin(self) -> None:
         self._file = open(self._path(len(self._shards)), "wb")  # noqa: SIM115
         self._shards.append(_Open())
+
+    def _take_name_back(self) -> None:
+        """An earlier call may have been killed after `finish`, and have gone on to nothing."""
+        named = self._folder / SPLIT_FILES[self._split]
+        if self.tokens and named.exists() and not self._path(0).exists():
+            named.rename(self._path(0))
+        named.unlink(missing_ok=True)
 
     def _count(self, data: "memoryview | bytes") -> None:
         self._whole.update(data)

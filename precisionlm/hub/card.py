@@ -1,5 +1,6 @@
 """The model card of an exported run: what a reader needs to know, and what `precisionlm import` reads back."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def card(
         yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
-        f"# {row.get('name') or row['run_id']}",
+        f"# {_inline(str(row.get('name') or row['run_id']))}",
         "",
         f"A language model of {row['N_params']:,} non-embedding parameters, trained on {row['D_tokens']:,} tokens at "
         f"precision recipe `{row['recipe']}` by precisionlm. {weights}",
@@ -100,7 +101,7 @@ def stated(folder: Path) -> dict[str, Any]:
         return {}
     try:
         front = yaml.safe_load(text[4:].split("\n---", 1)[0])
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: its front matter is no YAML: {' '.join(str(error).split())}") from None
     found = front.get(SECTION) if isinstance(front, dict) else None
     return found if isinstance(found, dict) else {}
@@ -126,5 +127,10 @@ def _table(entries: list[tuple[str, Any]]) -> list[str]:
     for name, value in entries:
         text = value if isinstance(value, str) else dumps(value)
         cells = [name, text, *([meanings[name]] if name in meanings else [])]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(_inline, cells)) + " |")
     return lines
+
+
+def _inline(text: str) -> str:
+    """Text from names and sources within a line of Markdown: no other line, cell, tag or link."""
+    return re.sub(r"([\\|\[\]`])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")

@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from precisionlm.precision.recipe import BLOCK_LINEAR
 from precisionlm.ptq import evaluate as ptq
 from precisionlm.ptq.blocks import PART
 from precisionlm.ptq.calibration import Calibration
-from precisionlm.ptq.points import Steps, columns
+from precisionlm.ptq.points import Steps, columns, one_before
+from precisionlm.storage.checkpoint import DamagedError
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.run import Run
@@ -46,7 +48,7 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BF16}
 class Asked:
     """weights: a format to quantize to, by `method`; the run's own recipe if None. at: precision of all but the
     weights, the run's own if None. step: a checkpoint on the way, the end if None. dtype: of what is not quantized.
-    license: an identifier of Hugging Face's list."""
+    license: an identifier of Hugging Face's list; moved: where data and checkpoints are now, as `ptq` takes it."""
 
     weights: str | None = None
     method: str = "rtn"
@@ -55,6 +57,7 @@ class Asked:
     calibration: Calibration = field(default_factory=Calibration)
     dtype: str = "float32"
     license: str | None = None
+    moved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def plan_export(folder: Path, asked: Asked) -> Plan:
         raise UserError(f"{folder} is not the directory of a finished run")
     quantizations = [ptq.weight_quantization(asked.weights)] if asked.weights else []
     steps: Steps = "last" if asked.step is None else (asked.step,)
-    options = ptq.Options(steps, asked.at, asked.calibration)
+    options = ptq.Options(steps, asked.at, asked.calibration, asked.moved)
     found = ptq.plan_run(folder, asked.method, quantizations, options)
     run, layers = found.evaluated, found.run.experiment.model.layers
     model, length = run.experiment.model, run.experiment.data.sequence_length
@@ -118,8 +121,16 @@ def export(
     interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Write the folder `out`, complete or not at all; returns the plan's summary. Raises UserError as `plan_export`,
-    also where `out` holds something, and PreemptedError as soon as `interrupted` says so."""
+    also where `out` holds something, and PreemptedError as soon as `interrupted` says so. Where the last checkpoint is
+    damaged, the one before is exported, and a line on standard error says so."""
     plan = plan_export(folder, asked)
+    try:
+        params = ptq.params_at(plan.found, plan.found.points[0])
+    except DamagedError as error:
+        if asked.step is not None or (before := one_before(plan.found.points[0])) is None:
+            raise
+        print(f"left out: {error}; exported is that of step {before}", file=sys.stderr)
+        return export(folder, out, replace(asked, step=before), progress, interrupted)
     with _complete(out) as partial:
 
         def on_layer(layer: int) -> None:
@@ -127,16 +138,18 @@ def export(
             if interrupted():
                 raise PreemptedError("the export was interrupted; nothing was written")
 
-        params, stored, more = _weights(plan, on_layer)
+        params, stored, more = _weights(plan, params, on_layer)
         write_model(partial, _tensors(plan, params, stored))
         _write_others(plan, partial, more)
     return plan.summary | {"folder": str(out)}
 
 
-def _weights(plan: Plan, on_layer: Callable[[int], None]) -> tuple[Any, dict[str, np.ndarray], dict[str, Any]]:
+def _weights(
+    plan: Plan, params: Any, on_layer: Callable[[int], None]
+) -> tuple[Any, dict[str, np.ndarray], dict[str, Any]]:
     """(parameters, tensors of the quantized linear layers, columns that say how quantization went)."""
     found, model = plan.found, plan.run.experiment.model
-    params, stored = ptq.params_at(found, found.points[0]), dict[str, np.ndarray]()
+    stored = dict[str, np.ndarray]()
 
     def keep(layer: int, site: str, values: Any, scales: Any) -> None:
         on_layer(layer)

@@ -7,7 +7,8 @@ exported, and the runs table marks it as stated by others (`stated_by_others`).
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ def plan_import(
     `--section.key value`. Raises UserError."""
     where = folder / "config.json"
     config = _json_object(where)
-    model = model_of(config, str(where), ignored)
+    with _readable(where):
+        model = model_of(config, str(where), ignored)
     dataset, tokenizer = Dataset.open(data), folder / TOKENIZER_FILE
     if not tokenizer.is_file():
         raise UserError(f"{folder} has no {TOKENIZER_FILE}, by which its data is prepared")
@@ -109,12 +111,14 @@ def plan_import(
         raise UserError(f"{data} was not prepared with the tokenizer of this model; prepare it --tokenizer {tokenizer}")
     of_card = card.stated(folder)
     stated = given.over(of_card)
-    longest = config.get("max_position_embeddings") or _LONGEST
-    length = sequence_length or of_card.get("sequence_length") or min(longest, _LONGEST)
-    if length > longest:
-        raise UserError(f"sequences of {length} tokens are longer than max_position_embeddings {longest}")
+    with _readable(where):
+        longest = config.get("max_position_embeddings") or _LONGEST
+        length = sequence_length or of_card.get("sequence_length") or min(longest, _LONGEST)
+        if length > longest:
+            raise UserError(f"sequences of {length} tokens are longer than max_position_embeddings {longest}")
     tensors = read_model(folder)
-    _check_tensors(tensors, model, config.get("quantization_config"), str(folder), ignored)
+    with _readable(where):
+        _check_tensors(tensors, model, config.get("quantization_config"), str(folder), ignored)
     tree = {
         "name": of_card.get("name") or folder.resolve().name,
         "model": model.model_dump(),
@@ -127,6 +131,16 @@ def plan_import(
     training["steps"] = max(1, round(stated["D_tokens"] / (training["batch_size"] * length)))
     run = prepare_run(build(changed | {"training": training}, str(folder)))
     return Imported(folder, run, config, tensors, stated)
+
+
+@contextmanager
+def _readable(where: Path) -> Iterator[None]:
+    """Raises UserError for values of kinds that no model's config has: others wrote them, and anything may be there."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError, re.error) as error:
+        what = f"a value is of another kind than it is read as ({type(error).__name__}: {error})"
+        raise UserError(f"{where}, or the card beside it: {what}") from None
 
 
 def import_model(found: Imported, out: Path) -> RunDirectory:
@@ -250,7 +264,7 @@ def _json_object(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; a model's folder has it") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: no JSON") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: no JSON object")

@@ -24,6 +24,7 @@ from precisionlm.precision.scaling import Scaling, scale_of
 from precisionlm.ptq.blocks import PART
 from precisionlm.training.run import Run
 
+_MOST_REPEATS = 4  # in a pattern for names of layers
 Cells = dict[tuple[int, str], Quantization | None]  # layer, site → what a weight or an activation gets
 
 
@@ -158,12 +159,19 @@ def _targets(model: ModelConfig, cells: list[tuple[int, str]]) -> list[str]:
     return found
 
 
+def _pattern(text: str) -> "re.Pattern[str]":
+    """A pattern from a file that others wrote. Raises UserError for what could be matched for hours."""
+    if len(re.findall(r"[*+{]", text)) > _MOST_REPEATS or re.search(r"\)[*+{]", text):
+        raise UserError(f"the target 're:{text}' is not read here: it repeats groups, or too much")
+    return re.compile(text)
+
+
 def group_of(config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     """The config group of a linear layer by its name; None for one that is not quantized."""
 
     def hit(target: str) -> bool:
         if target.startswith("re:"):
-            return re.match(target[3:], name) is not None
+            return _pattern(target[3:]).match(name) is not None
         return target == name or name.endswith(f".{target}") or target == "Linear"
 
     if any(hit(target) for target in config.get("ignore") or () if target != "Linear"):

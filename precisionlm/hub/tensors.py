@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from precisionlm.errors import UserError
+from precisionlm.yaml_text import is_text
 
 BF16, FP8 = np.dtype(jnp.bfloat16), np.dtype(jnp.float8_e4m3fn)
 DTYPES = {
@@ -31,6 +32,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 _LONGEST_HEADER = 100 * 10**6  # bytes, as in the library
+_MOST_AXES = 32  # of a tensor; numpy's own limit was that
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -93,6 +95,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
             header = json.loads(file.read(size))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise UserError(f"{path}: no safetensors file: its header is nested too deeply") from None
     except ValueError as error:
         raise UserError(f"{path}: no safetensors file, or cut short: {error}") from None
     if not isinstance(header, dict):
@@ -116,10 +120,10 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int, np.dtype[Any], t
     """(first byte, byte after the last, dtype, shape) of a tensor. Raises UserError."""
     try:
         dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+        whole = all(type(n) is int and n >= 0 for n in (*shape, start, stop)) and len(shape) <= _MOST_AXES
     except (TypeError, KeyError, ValueError):
         raise UserError(f"{path}: damaged: the header's entry of '{name}' is none") from None
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise UserError(f"{path}: tensor '{name}' is of dtype {dtype}; known: {', '.join(DTYPES)}")
     if not whole or stop - start != math.prod(shape) * DTYPES[dtype].itemsize:
         raise UserError(f"{path}: damaged: tensor '{name}' does not fill its bytes")
@@ -137,11 +141,13 @@ def read_model(folder: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{folder} holds no {_ONE} and no {_INDEX}{why}")
     try:
         weight_map = dict(json.loads(index.read_text())["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError):
+        if not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{index}: no index of shards: it has no readable 'weight_map'") from None
     shards = {}
-    for shard in sorted(set(map(str, weight_map.values()))):
-        if Path(shard).name != shard:
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard or shard == ".." or not is_text(shard):
             raise UserError(f"{index}: shard '{shard}' is no file of this folder")
         shards[shard] = read(folder / shard)
     missing = [name for name, shard in weight_map.items() if name not in shards[shard]]

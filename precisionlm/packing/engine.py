@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from precisionlm.cluster.preemption import nothing_to_lose
-from precisionlm.errors import PreemptedError
+from precisionlm.errors import PreemptedError, UserError
 from precisionlm.packing import saved
 from precisionlm.packing.corpus import Order
 from precisionlm.packing.member import Member, claimed
@@ -26,7 +26,9 @@ from precisionlm.packing.program import blank_stack, put, take
 from precisionlm.packing.queue import Queue
 from precisionlm.packing.reached import Reached, Results, Status
 from precisionlm.storage.claim import BusyError
+from precisionlm.storage.failure import failed_alone
 from precisionlm.storage.result import Result
+from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.run import Run
 
 Report = Callable[[int, int, float], None]  # (steps made in all, runs under way, mean of their losses in nats/token)
@@ -168,8 +170,14 @@ class _Pack:
             if member is None:
                 self._queue.finished(run)
                 continue
+            try:
+                member.open(self._shape.runs, self._prepared.products, self._prepared.measure)
+            except BaseException as error:  # it has no slot yet that would let it go
+                member.let_go()
+                self.outcome[run.run_id] = failed_alone(RunDirectory(self._out, run.run_id), error)
+                self._queue.finished(run)
+                continue
             self._taken.append(run.run_id)
-            member.open(self._shape.runs, self._prepared.products, self._prepared.measure)
             state = member.leave_state()
             if member.step == member.steps:
                 self._results.add(Reached(member, member.step, state))
@@ -212,6 +220,9 @@ class _Pack:
             member = claimed(run, self._out, order, found)
         except BusyError:
             self.outcome[run.run_id] = "busy"
+            return None
+        except UserError as error:
+            self.outcome[run.run_id] = failed_alone(RunDirectory(self._out, run.run_id), error)
             return None
         if isinstance(member, Result):
             self.outcome[run.run_id] = "skipped"

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 from precisionlm.errors import DivergedError
 from precisionlm.packing.corpus import Order
 from precisionlm.packing.saved import Slot
-from precisionlm.storage.checkpoint import Checkpoints, folder_of, newest_position, restore_params
+from precisionlm.storage.checkpoint import Checkpoints, DamagedError, folder_of, newest_position, restore_params
 from precisionlm.storage.claim import claim
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import MetricsLog, RunDirectory, trim_metrics
@@ -171,8 +171,9 @@ def _beginning(run: Run, directory: RunDirectory, saved: tuple[Slot, Any] | None
     if folder.exists() and (last := newest_position(folder)) is not None:
         step, position = last
         if step == run.experiment.training.steps:  # trained, but not evaluated: of that the weights alone are kept
-            _, params = restore_params(folder, abstract_state(run.program)["params"])
-            return Beginning(step, {"params": params}, position)
+            with suppress(DamagedError):
+                _, params = restore_params(folder, abstract_state(run.program)["params"])
+                return Beginning(step, {"params": params}, position)
         with Checkpoints(folder, config) as checkpoints:
             found = beginning_of(run, directory, checkpoints)
     if saved is not None and (found is None or found.step < saved[0].step):

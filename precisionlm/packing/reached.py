@@ -12,7 +12,7 @@ from precisionlm.packing.member import Member
 from precisionlm.packing.prepare import Prepared
 from precisionlm.packing.rows import Evaluated, evaluate_members
 
-Status = Literal["done", "diverged", "skipped", "busy"]
+Status = Literal["done", "diverged", "skipped", "busy", "failed"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,10 @@ class Results:
         if not reached.end:
             evaluated.write_intermediate(member.run, member.directory, reached.step)
             return
-        if not self._keep:
-            member.forget_states()
-        self._outcome[member.run.run_id] = member.finish(evaluated.write(member.directory))
+        try:
+            if not self._keep:
+                member.forget_states()
+            self._outcome[member.run.run_id] = member.finish(evaluated.write(member.directory))
+        except BaseException:  # nobody else has it any more
+            member.let_go()
+            raise

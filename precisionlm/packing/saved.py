@@ -2,6 +2,8 @@
 
 import hashlib
 import shutil
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import jax
 
 from precisionlm.config import CheckpointConfig
+from precisionlm.errors import UserError
 from precisionlm.packing.program import PackShape, abstract_stack
 from precisionlm.storage.checkpoint import Checkpoints, restore_state
 from precisionlm.storage.result import Result
@@ -45,15 +48,13 @@ def record(out: Path, shape: PackShape, run_ids: list[str]) -> None:
 
 
 def newest(shape: PackShape, out: Path, run_ids: set[str]) -> SavedPack | None:
-    """A saved pack of this program with any of these runs in it, the one with most of them if there are several. Raises
-    UserError where it cannot be read."""
+    """A saved pack of this program with any of these runs in it, the one with most of them if there are several. One
+    whose record cannot be read is left out with a line on standard error."""
     found = []
-    for path in (out / _FOLDER).glob(f"*/{_RECORD}"):
-        directory = RunDirectory.at(path.parent)
-        content = directory.read_json(_RECORD)
+    for path, content in _records(out):
         inside = run_ids & set(content["runs"])
         if content["program"] == _signature(shape) and inside:
-            found.append((len(inside), directory.path, content["slots"]))
+            found.append((len(inside), path, content["slots"]))
     for _, path, slots in sorted(found, reverse=True):
         abstract = jax.tree.map(
             lambda leaf, slots=slots: jax.ShapeDtypeStruct((slots, *leaf.shape[1:]), leaf.dtype, sharding=shape.shared),
@@ -63,6 +64,11 @@ def newest(shape: PackShape, out: Path, run_ids: set[str]) -> SavedPack | None:
             number, state, position = restored
             return SavedPack(path, number, state, [slot and Slot(**slot) for slot in position["slots"]])
     return None
+
+
+def begun(out: Path) -> frozenset[str]:
+    """The runs of all packs that are on disk: what was saved of them, only a pack goes on with."""
+    return frozenset(run_id for _, content in _records(out) for run_id in content["runs"])
 
 
 class Checkpointed:
@@ -100,11 +106,32 @@ class Checkpointed:
 
 def discard_finished(out: Path) -> None:
     """Remove the packs whose runs all have results."""
+    for path, content in _records(out):
+        if all(_has_result(RunDirectory(out, run_id)) for run_id in content["runs"]):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _records(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(folder, record) of every pack; one that cannot be read is named on standard error."""
     for path in (out / _FOLDER).glob(f"*/{_RECORD}"):
-        directory = RunDirectory.at(path.parent)
-        runs = directory.read_json(_RECORD)["runs"]
-        if all(Result.read(RunDirectory(out, run_id)) is not None for run_id in runs):
-            shutil.rmtree(directory.path, ignore_errors=True)
+        try:
+            content = RunDirectory.at(path.parent).read_json(_RECORD)
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        names = content.get("runs") if isinstance(content, dict) else None
+        if isinstance(names, list) and set(map(type, names)) <= {str} and {"program", "slots"} <= set(content):
+            yield path.parent, content
+        elif content is not None:  # a pack that another worker has just given up
+            print(f"left out: {path}: no record of a pack; remove it", file=sys.stderr)
+
+
+def _has_result(directory: RunDirectory) -> bool:
+    """One that cannot be read is to be tried again."""
+    try:
+        return Result.read(directory) is not None
+    except UserError:
+        return False
 
 
 def _directory(out: Path, run_ids: list[str]) -> RunDirectory:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,10 +17,10 @@ from precisionlm.precision.recipe import BLOCK_LINEAR, Quantization, parse_recip
 from precisionlm.precision.scaling import LEARNED
 from precisionlm.ptq.calibration import Calibration
 from precisionlm.ptq.method import Method, parse_method
-from precisionlm.ptq.points import Point, Steps, columns, points
+from precisionlm.ptq.points import Point, Steps, columns, one_before, points
 from precisionlm.ptq.rtn import round_to_nearest, weights_and_scales
 from precisionlm.ptq.walk import OnWeight, quantize_blocks
-from precisionlm.storage.checkpoint import restore_params
+from precisionlm.storage.checkpoint import DamagedError, restore_params
 from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.evaluate import evaluate
@@ -152,27 +153,37 @@ def quantize_run(
 ) -> list[dict[str, Any]]:
     """Quantize one run's weights in several formats and evaluate each at the run's own training precision, or another
     one, for everything but the weights of the blocks' linear layers, which are quantized here and nowhere else. Writes
-    ptq/*.json in the run directory and returns their contents; what is there already is not done again.
+    ptq/*.json in the run directory and returns their contents; what is there already is not done again. Where the last
+    checkpoint is damaged, the rows are of the one before, and a line on standard error says so.
 
     Raises UserError as `plan_run` does, and PreemptedError as soon as `interrupted` says so.
     """
     planned = plan_run(folder, method, quantizations, options)
     for point in planned.points:
         missing = [quantization for at, quantization in planned.missing() if at == point]
-        if missing:
-            _quantize_point(planned, point, missing, progress, interrupted)
+        if not missing:
+            continue
+        try:
+            params = params_at(planned, point)
+        except DamagedError as error:
+            if options.steps != "last" or (before := one_before(point)) is None:
+                raise
+            print(f"left out: {error}; quantized is that of step {before}", file=sys.stderr)
+            earlier = replace(options, steps=(before,))  # whose rows say so
+            return quantize_run(folder, method, quantizations, progress, interrupted, earlier)
+        _quantize_point(planned, point, params, missing, progress, interrupted)
     return planned.rows()
 
 
 def _quantize_point(
     planned: Planned,
     point: Point,
+    params: Any,
     quantizations: Sequence[Quantization],
     progress: Callable[[str], None],
     interrupted: Callable[[], bool],
 ) -> None:
     run, evaluated, directory = planned.run, planned.evaluated, planned.directory
-    params = params_at(planned, point)
     of_point, batches = columns(run, directory, point), run.validation_batches()
     where = f"{run.recipe}" + ("" if point.end else f" after {point.step} steps")
     if not point.end:

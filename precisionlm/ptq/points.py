@@ -28,6 +28,11 @@ class Point:
     end: bool
 
 
+def one_before(point: Point) -> int | None:
+    """The step of the checkpoint before a point's; None where there is none."""
+    return next((step for step in steps_in(point.folder) if step < point.step), None)
+
+
 def parse_steps(text: str) -> Steps:
     """`last`, `all` or numbers of steps such as `1000,2000`. Raises UserError."""
     if text == "last":

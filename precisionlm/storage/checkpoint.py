@@ -7,6 +7,7 @@ the devices make between two steps; a thread waits for them and writes.
 
 import os
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,13 +22,17 @@ from etils import epath
 
 from precisionlm.cluster.processes import gather, is_first, on_first
 from precisionlm.config import CheckpointConfig
-from precisionlm.errors import UserError
+from precisionlm.errors import CannotWriteError, UserError
 from precisionlm.storage.host_memory import get_memory, on_hosts
 from precisionlm.storage.orbax_quirks import Quiet, collect_given_up, let_go
 from precisionlm.storage.run_directory import RunDirectory
 
 # Orbax's saves tell each other by a count that is the process's: of two at once, one waits for the other's signals.
 _ONE_AT_A_TIME = threading.Lock()
+
+
+class DamagedError(UserError):
+    """A checkpoint that cannot be read."""
 
 
 class _Manager(ocp.CheckpointManager):
@@ -104,7 +109,7 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:
-                reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+                reason = _first_line(error)
             reasons = [found for found in gather(reason) if found]
             if restored is not None and not reasons:
                 return step, restored["state"], restored["position"]
@@ -170,7 +175,7 @@ class Checkpoints:
             code = re.search(r"os_error_code='(\d+)'", str(error))
             reason = os.strerror(int(code[1])) if code else " ".join(str(error).split())[:300]
             let_go(error)
-            raise UserError(
+            raise CannotWriteError(
                 f"{self._folder}: a checkpoint cannot be written: {reason}; the one before it is kept"
             ) from None
 
@@ -211,14 +216,42 @@ def restore_state(folder: epath.PathLike, abstract_state: Any) -> tuple[int, Any
 
 def restore_params(folder: epath.PathLike, abstract_params: Any, step: int | None = None) -> tuple[int, Any]:
     """(step, weights) of a run's newest checkpoint, or of that after `step` steps, those that `abstract_params` names,
-    without optimizer state. Raises UserError if there is none or where shapes or dtypes differ."""
+    without optimizer state. Raises UserError if there is none or where shapes or dtypes differ, DamagedError where it
+    cannot be read."""
     root, steps = absolute(folder), steps_in(folder)
     if not steps or step not in (None, *steps):
         raise UserError(f"{folder} holds no checkpoint" + (f" of step {step}" if steps else ""))
     chosen = steps[0] if step is None else step
+    with Quiet():
+        try:
+            return chosen, _read_params(root, chosen, {"params": abstract_params})
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # of many kinds: what orbax and tensorstore say of files that are cut short
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            reason = _first_line(error)
+            let_go(error)
+        collect_given_up()
+    before = [str(other) for other in steps if other < chosen]
+    there = f"those before it: {', '.join(before)}" if before else "there is none before it"
+    raise DamagedError(f"{root}: the checkpoint of step {chosen} is damaged ({reason}); {there}")
+
+
+def restore_newest(folder: epath.PathLike, abstract_params: Any) -> tuple[int, Any]:
+    """`restore_params` of the newest checkpoint that can be read; damaged ones are named on standard error, as they are
+    passed over in training. Raises UserError, DamagedError where none can be read."""
+    for step in steps_in(folder)[:-1]:
+        try:
+            return restore_params(folder, abstract_params, step)
+        except DamagedError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return restore_params(folder, abstract_params, min(steps_in(folder), default=None))
+
+
+def _read_params(root: epath.Path, step: int, target: dict[str, Any]) -> Any:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        target = {"params": abstract_params}
-        state = root / str(chosen) / "state"
+        state = root / str(step) / "state"
         _check_same(_common(checkpointer.metadata(state).item_metadata.tree, target), target)
         restored = checkpointer.restore(
             state,
@@ -228,7 +261,7 @@ def restore_params(folder: epath.PathLike, abstract_params: Any, step: int | Non
                 partial_restore=True,
             ),
         )
-    return chosen, restored["params"]
+    return restored["params"]
 
 
 def newest_position(folder: epath.PathLike) -> tuple[int, dict[str, Any]] | None:
@@ -246,6 +279,10 @@ def steps_in(folder: epath.PathLike) -> list[int]:
     """Of the checkpoints there, the newest first."""
     root = absolute(folder)
     return sorted((int(p.name) for p in root.iterdir() if p.name.isdigit()), reverse=True) if root.exists() else []
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def _common(found: Any, wanted: Any) -> Any:

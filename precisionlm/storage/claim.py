@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from precisionlm.errors import UserError
+from precisionlm.errors import CannotWriteError, UserError
 from precisionlm.storage.run_directory import RunDirectory
 
 _NAME = ".lock"
@@ -25,9 +25,9 @@ def claim(directory: RunDirectory) -> Iterator[None]:
     BusyError where another process does, and UserError where the file system has no locks."""
     path = directory.path / _NAME
     try:
-        file = path.open("a+")
+        file = path.open("a+b", buffering=0)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        raise CannotWriteError(f"{path}: cannot be written: {error.strerror}") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -35,9 +35,12 @@ def claim(directory: RunDirectory) -> Iterator[None]:
             raise BusyError(f"run {directory.path.name} is being trained by another process") from None
         except OSError as error:
             raise UserError(f"{path}: cannot be locked: {error.strerror}") from None
-        file.truncate(0)
-        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}))
-        file.flush()
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        try:
+            file.truncate(0)
+            file.write(json.dumps(holder).encode())
+        except OSError as error:
+            raise CannotWriteError(f"{path}: cannot be written: {error.strerror}") from None
         yield
 
 

@@ -42,6 +42,11 @@ class Result(BaseModel):
         """Complete or not at all. Raises UserError."""
         directory.write_json(_NAME, self.model_dump())
 
+    @staticmethod
+    def set_aside(directory: RunDirectory) -> None:
+        """A result that cannot be read is one no more; it stays beside, for people."""
+        (directory.path / _NAME).replace(directory.path / f"{_NAME}.damaged")
+
 
 def finished_under(root: Path) -> list[RunDirectory]:
     """Run directories at or under a folder that have a result, by path."""

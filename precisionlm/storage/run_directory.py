@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from precisionlm.errors import UserError
+from precisionlm.errors import CannotWriteError, UserError
 from precisionlm.json_text import dumps
 from precisionlm.whole_file import written
 
@@ -160,4 +160,4 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}{_KEPT}") from None
+        raise CannotWriteError(f"{path}: cannot be written: {error.strerror}{_KEPT}") from None

@@ -13,12 +13,14 @@ from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.sweep.pairs import Measured, with_differences
+from precisionlm.terminal import harmless
 from precisionlm.whole_file import written
 
 T = TypeVar("T")
 
 _SETTINGS = ("evaluation", "eval_recipe", "eval_execution", "val_tokens")
 _TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a cell begins with that spreadsheets compute
 _DTYPES = {"str": "string", "int": "Int64", "float": "float64", "bool": "boolean"}
 
 
@@ -76,10 +78,14 @@ def _checked(directory: RunDirectory, result: Result) -> Result:
     """A result whose values are of the columns' types, in its own folder. Raises UserError."""
     if (own := result.row.get("run_id", directory.path.name)) != directory.path.name:
         raise UserError(f"{directory.path}: a copy of run {own}; its rows are those of the folder of that name")
+    where = f"{directory.path / 'result.json'}"
+    for name in ("run_id", "recipe"):
+        if not isinstance(result.row.get(name), str):
+            raise UserError(f"{where}: '{name}' of its row must be a text; restore or remove it")
     for row in [result.row, *result.evaluations]:
-        _check_types(row, f"{directory.path / 'result.json'}")
+        _check_types(row, where)
     for evaluation in result.evaluations:
-        _check_named(evaluation, f"{directory.path / 'result.json'}")
+        _check_named(evaluation, where)
     return result
 
 
@@ -99,6 +105,8 @@ def _check_named(evaluation: dict[str, Any], where: str) -> None:
     for name in ("evaluation", "sequences"):
         if not isinstance(evaluation.get(name, "" if name == "sequences" else None), str):
             raise UserError(f"{where}: '{name}' must be a name; restore or remove it")
+    if ".." in (parts := Path(evaluation.get("sequences", "")).parts) or parts[:1] == ("/",):
+        raise UserError(f"{where}: 'sequences' names a file outside the run; restore or remove it")
 
 
 def _check_types(row: dict[str, Any], where: str) -> None:
@@ -124,5 +132,19 @@ def write(table: pd.DataFrame, out: Path) -> list[Path]:
     paths = [out.with_suffix(".parquet"), out.with_suffix(".csv")]
     with written(paths[0]) as parquet, written(paths[1]) as csv:  # both or none
         table.to_parquet(parquet, index=False)
-        table.to_csv(csv, index=False)
+        _harmless(table).to_csv(csv, index=False)
     return paths
+
+
+def _harmless(table: pd.DataFrame) -> pd.DataFrame:
+    """Texts that a spreadsheet would take for a formula and compute, behind an apostrophe; Parquet has them as they
+    are. https://owasp.org/www-community/attacks/CSV_Injection"""
+
+    def shown(text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        plain = harmless(text)  # a carriage return would begin another row
+        return f"'{plain}" if text.startswith(_FORMULA) else plain
+
+    texts = [column.name for column in COLUMNS if column.dtype == "str" and column.name in table]
+    return table.assign(**{name: table[name].map(shown) for name in texts})

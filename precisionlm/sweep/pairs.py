@@ -40,13 +40,13 @@ def with_differences(measured: Sequence[Measured]) -> list[dict[str, Any]]:
             if one.row["recipe"] == "bf16":
                 unquantized[_arm(one.row)].add(one.row["run_id"])
         elif one.row["evaluation"] == "checkpoint":
-            trained[one.row["run_id"], one.row["steps"]].append(one)
+            trained[one.row["run_id"], one.row.get("steps")].append(one)
 
     def partners(row: dict[str, Any]) -> list[Measured]:
         if row["evaluation"] == "checkpoint":
             return []
         if row["evaluation"] not in ("trained", "bf16"):
-            return trained.get((row["run_id"], row["steps"] if row.get("intermediate") else None), [])
+            return trained.get((row["run_id"], row.get("steps") if row.get("intermediate") else None), [])
         found = unquantized[_arm(row)]
         (only,) = found if len(found) == 1 else (None,)
         return [] if only in (None, row["run_id"]) else trained.get((only, None), [])

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 from etils import epath
 
+from precisionlm.errors import UserError
 from precisionlm.precision.recipe import Quantization
 from precisionlm.progress import Reporter
 from precisionlm.ptq.evaluate import Options, after, bound_to, quantize_run, recorded
@@ -35,14 +36,19 @@ def round_finished(
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Evaluate what is missing, of runs that nobody holds. Says for how many it cannot be done: their weights were not
-    kept, or this is one of several processes. Raises UserError and PreemptedError as `quantize_run` does."""
+    kept, or this is one of several processes. A run of which something cannot be read stops no other. Raises
+    PreemptedError as `quantize_run` does."""
     left_out = 0
     for row in rows:
         directory = RunDirectory(out, row.run.run_id)
-        result = Result.read(directory)
+        try:
+            result = Result.read(directory)
+            missing = _steps_missing(row.run, directory, quantizations)
+        except UserError as error:
+            say(f"left out: {error}")
+            continue
         if result is None or result.status != "done":
             continue
-        missing = _steps_missing(row.run, directory, quantizations)
         there = [step for step, folder in missing.items() if folder.exists()] if jax.process_count() == 1 else []
         left_out += len(there) < len(missing)
         if not there:
@@ -53,6 +59,8 @@ def round_finished(
                 quantize_run(directory.path, "rtn", quantizations, lambda text: report(1.0, text), interrupted, options)
         except BusyError:
             continue
+        except UserError as error:
+            say(f"run {row.run.run_id} was not evaluated with rounded weights: {error}")
     if left_out:
         kept = "one process can, with precisionlm ptq" if jax.process_count() > 1 else "their weights were not kept"
         say(f"{left_out} runs were not evaluated with rounded weights: {kept}")

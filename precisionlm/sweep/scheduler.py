@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from precisionlm.errors import DivergedError, PreemptedError, UserError
+from precisionlm.errors import CannotWriteError, DivergedError, PreemptedError, UserError
+from precisionlm.packing import saved
 from precisionlm.packing.ahead import Ahead
 from precisionlm.packing.engine import Keep, train_pack
 from precisionlm.packing.prepare import Prepared
@@ -18,10 +19,9 @@ from precisionlm.packing.size import choose, with_remat
 from precisionlm.precision.recipe import Quantization
 from precisionlm.progress import Reporter
 from precisionlm.storage.claim import BusyError
-from precisionlm.storage.failure import forget_failure, record_failure
-from precisionlm.storage.result import Result
+from precisionlm.storage.failure import forget_failure, read_failure, record_failure
 from precisionlm.storage.run_directory import RunDirectory
-from precisionlm.sweep.rows import Row, packed_with
+from precisionlm.sweep.rows import Row, packed_with, status_of
 from precisionlm.training.execute import train
 from precisionlm.training.run import Run, prepare_run
 from precisionlm.training.step import train_step
@@ -70,31 +70,36 @@ class SweepOutcome:
     compilations: int = 0
 
 
-def groups_of(rows: Sequence[Row], options: Options) -> list[Group]:
-    """The rows that are left, by what they share: program, batch and data."""
+def groups_of(rows: Sequence[Row], options: Options, begun: frozenset[str] = frozenset()) -> list[Group]:
+    """The rows that are left, by what they share: program, batch and data; packs are as large as if all rows were, so
+    that a sweep that is stopped gives the same numbers. begun: what packs have saved already (`packing.saved.begun`),
+    which packs go on with, and be it one run after the other."""
     families: dict[Any, list[tuple[Row, Run]]] = {}
     programs: list[Any] = []  # in an order that all processes share
     for row in rows:
-        if row.finished or (row.status == "failed" and not options.retry_failed):
-            continue
-        run = _on_one_device(row.run) if options.pack != 1 else None
+        run = _on_one_device(row.run) if options.pack != 1 or row.run.run_id in begun else None
         key = (False, row.run.program) if run is None else (True, *packed_with(run))
         if key not in programs:
             programs.append(key)
         families.setdefault(key, []).append((row, run or row.run))
     found = []
     for key in programs:
-        family = families[key]
-        first, devices = family[0][1], jax.local_devices()
-        choice = choose(first, -(-len(family) // len(devices)), options.pack) if key[0] else None
-        if choice is None or choice.runs == 1:
+        every, devices = families[key], jax.local_devices()
+        family = [
+            (row, run) for row, run in every if not row.finished and (row.status != "failed" or options.retry_failed)
+        ]
+        if not family:
+            continue
+        first = family[0][1]
+        choice = choose(first, -(-len(every) // len(devices)), options.pack) if key[0] else None
+        if choice is None or (choice.runs == 1 and begun.isdisjoint(row.run.run_id for row, _ in family)):
             family.sort(key=lambda pair: pair[0].run.experiment.training.steps)  # shorter ones leave trunks to longer
             why = choice.why if choice else "asked for" if options.pack == 1 else "not to be packed"
             found.append(Group([row for row, _ in family], [row.run for row, _ in family], None, why))
             continue
         runs = [with_remat(run, choice.remat) for _, run in family]
         e = first.experiment
-        steps = dispatch_steps([run.experiment.training.steps for run in runs])
+        steps = dispatch_steps([run.experiment.training.steps for _, run in every])
         shape = PackShape(
             runs[0].program,
             run_mesh(devices),
@@ -138,7 +143,7 @@ def run_sweep(
     Raises PreemptedError as soon as `interrupted` says so, also between runs; the same call continues.
     """
     outcome = SweepOutcome(skipped=[row.run.run_id for row in rows if row.finished])
-    groups = groups_of(rows, options)
+    groups = groups_of(rows, options, saved.begun(out))
     for row in rows:
         if row.status == "failed":
             if options.retry_failed:
@@ -202,6 +207,8 @@ def _together(job: _Job, prepare: Callable[[], Prepared], under_way: Callable[[]
             trained = train_pack(prepare(), left, job.out, job.options.keep, steps, job.interrupted)
             for run_id, status in trained.outcome.items():
                 getattr(job.outcome, status).append(run_id)
+                if status == "failed":
+                    job.say(f"failed: run {run_id}: {read_failure(RunDirectory(job.out, run_id))}")
             left = [run for run in left if run.run_id not in trained.outcome]
             if trained.narrower is None:
                 return
@@ -244,7 +251,7 @@ def _one_by_one(
             outcome.diverged.append(row.run.run_id)
         except BusyError:
             outcome.busy.append(row.run.run_id)
-        except (UserError, PreemptedError):
+        except (PreemptedError, CannotWriteError):
             raise
         except Exception as error:
             _fail(row.run, out, error, outcome, say)
@@ -252,12 +259,12 @@ def _one_by_one(
 
 
 def _fail(run: Run, out: Path, error: Exception, outcome: SweepOutcome, say: Callable[[str], None]) -> None:
-    """Record why a run could not be trained: a library's error, since what a user can mend is a UserError."""
+    """Record why a run could not be trained."""
     directory = RunDirectory(out, run.run_id)
-    if Result.read(directory) is not None:  # a member that was finished before its pack failed
-        outcome.done.append(run.run_id)
+    if (status := status_of(directory)) in ("done", "diverged"):  # a member that ended before its pack failed
+        getattr(outcome, status).append(run.run_id)
         return
-    reason = f"{type(error).__name__}: {error}"
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     directory.create()
     record_failure(directory, reason)
     say(f"failed: run {run.run_id}: {' '.join(reason.split())[:300]}")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from precisionlm.cluster.processes import on_first
+from precisionlm.packing.saved import discard_finished
 from precisionlm.progress import Reporter
 from precisionlm.storage.claim import holder
 from precisionlm.storage.run_directory import RunDirectory
@@ -34,6 +35,7 @@ def work(
         again = run_sweep(left, out, report, interrupted, replace(options, retry_failed=False), say)
         for name, value in vars(again).items():
             setattr(outcome, name, getattr(outcome, name) + value)
+    on_first(lambda: discard_finished(out))  # of a command that ended between its last result and this
     return outcome
 
 

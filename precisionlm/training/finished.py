@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from precisionlm.config import Experiment, load
+from precisionlm.config import DataConfig, Experiment, load
 from precisionlm.data.mixture import opened
 from precisionlm.errors import UserError, nearest
 from precisionlm.model.transformer import axis_sizes
@@ -31,6 +31,7 @@ KEYS = (
     "data.mixture",
     "data.cache",
     "data.cache_gib",
+    "checkpoint.folder",
     "training.accumulate",
     "training.loss_chunks",
     "training.remat",
@@ -82,6 +83,7 @@ def request(folder: Path, overrides: Sequence[str], devices: list[jax.Device] | 
     check_overrides(overrides)
     directory = RunDirectory.at(folder)
     own, asked = load(folder / "config.yaml"), load(folder / "config.yaml", list(overrides))
+    check_is_there(folder, asked.data)
     data = opened(asked.data)
     check_is_run(folder, own, data)
     run = prepare_run(asked, devices)
@@ -90,6 +92,15 @@ def request(folder: Path, overrides: Sequence[str], devices: list[jax.Device] | 
     trained = asked.precision.recipe == own.precision.recipe and same_execution
     found = Request(directory, run, "trained" if trained else "recipe", None)
     return replace(found, recorded=_recorded(found))
+
+
+def check_is_there(folder: Path, data: DataConfig) -> None:
+    """Raises UserError where a run's data is not where it was, with what to say then."""
+    paths = [part.path for part in data.mixture] if data.mixture else [str(data.path)]
+    key = "data.mixture" if data.mixture else "data.path"
+    for path in paths:
+        if "://" not in path and not Path(path).exists():
+            raise UserError(f"{folder}: {path} holds no prepared data any more; --{key} says where it is now")
 
 
 def evaluate_finished(asked: Request, interrupted: Callable[[], bool] = lambda: False) -> dict[str, Any]:
@@ -113,9 +124,9 @@ def _recorded(asked: Request) -> dict[str, Any] | None:
     of_training = [
         row
         for row in (result.evaluations if result else ())
-        if row["evaluation"] in equal and row["val_tokens"] == _tokens(asked.run)
+        if row.get("evaluation") in equal and row.get("val_tokens") == _tokens(asked.run)
     ]
-    found = [row for row in (added, *of_training) if row and "sequences" in row]
+    found = [row for row in (added, *of_training) if isinstance(row, dict) and isinstance(row.get("sequences"), str)]
     return next((row for row in found if (asked.directory.path / row["sequences"]).exists()), None)
 
 

@@ -1,6 +1,6 @@
 """A finished run says something: a sampler with a cache of keys and values, at the precision of its recipe."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from precisionlm.errors import PreemptedError, UserError
 from precisionlm.model import cache as kept
 from precisionlm.precision.binding import Grids, leaks_future
-from precisionlm.storage.checkpoint import folder_of, restore_params
+from precisionlm.storage.checkpoint import folder_of, restore_newest
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.finished import request
@@ -109,23 +109,28 @@ def _chosen(logits_V: jax.Array, temperature: float, key: jax.Array, top_k: int 
 
 
 def continued(
-    folder: Path, prompt: str, sampling: Sampling, recipe: str | None, interrupted: Callable[[], bool] = lambda: False
+    folder: Path,
+    prompt: str,
+    sampling: Sampling,
+    recipe: str | None,
+    interrupted: Callable[[], bool] = lambda: False,
+    moved: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What a finished run makes of a prompt, which stands at the start of a document as in its data: prompt, text and
-    the ids of its new tokens. recipe: the run's own if None. Raises UserError, also as `generate`, and PreemptedError.
-    """
+    the ids of its new tokens. recipe: the run's own if None; moved: where data and checkpoints are now,
+    as `finished.request` takes it. Raises UserError, also as `generate`, and PreemptedError."""
     result = Result.read(RunDirectory.at(folder))
     if result is None or result.status != "done":
         raise UserError(f"{folder} is not the directory of a finished run")
     given = [] if recipe is None else ["--precision.recipe", recipe, "--precision.execution", "simulated"]
     one = ["--mesh.replica", "1", "--mesh.fsdp", "1", "--mesh.tensor", "1"]
-    asked = request(folder, [*given, *one], jax.devices()[:1])
+    asked = request(folder, [*moved, *given, *one], jax.devices()[:1])
     run, directory = asked.run, asked.directory
     tokenizer = Tokenizer.from_buffer(run.dataset.tokenizer())
     tokens = [run.dataset.meta.eos_id, *tokenizer.encode(prompt).ids]
     check_can_generate(run, len(tokens), sampling)
     checkpoints = folder_of(directory, run.experiment.checkpoint)
-    _, params = restore_params(checkpoints, abstract_state(run.program)["params"])
+    _, params = restore_newest(checkpoints, abstract_state(run.program)["params"])
     new = generate(run, params, tokens, sampling, interrupted)
     said = new[:-1] if new[-1] == run.dataset.meta.eos_id else new
     whole = tokenizer.decode(tokens[1:] + said, skip_special_tokens=False)

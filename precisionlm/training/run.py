@@ -1,6 +1,7 @@
 """An experiment made concrete, and what its result says."""
 
 import math
+import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def prepare_run(experiment: Experiment, devices: list[jax.Device] | None = None)
 
     Raises UserError for what does not fit together: vocabulary, batch and mesh, group sizes, tokens.
     """
-    experiment, dataset = _with_vocabulary(experiment)
+    experiment, dataset = _with_vocabulary(from_anywhere(experiment))
     check_folder(experiment.checkpoint)
     check_packages(experiment.tracking)
     source.unique_sequences(dataset, experiment.data.sequence_length, experiment.data.unique_tokens)
@@ -116,6 +117,22 @@ def prepare_run(experiment: Experiment, devices: list[jax.Device] | None = None)
         grids,
         trunk,
     )
+
+
+def from_anywhere(experiment: Experiment) -> Experiment:
+    """The experiment with its paths from the root: relative ones are from the working directory, and the config.yaml of
+    a run is read from others."""
+
+    def full(path: str | None) -> str | None:
+        return path if path is None or "://" in path else os.path.abspath(path)
+
+    data, mixture = experiment.data, experiment.data.mixture
+    parts = mixture and tuple(part.model_copy(update={"path": full(part.path)}) for part in mixture)
+    cache = None if data.cache is None else os.path.abspath(os.path.expanduser(data.cache))
+    data = data.model_copy(update={"path": full(data.path), "mixture": parts, "cache": cache})
+    checkpoint = experiment.checkpoint.model_copy(update={"folder": full(experiment.checkpoint.folder)})
+    training = experiment.training.model_copy(update={"weights_from": full(experiment.training.weights_from)})
+    return experiment.model_copy(update={"data": data, "checkpoint": checkpoint, "training": training})
 
 
 def identified(experiment: Experiment) -> tuple[str, Experiment]:
@@ -165,9 +182,9 @@ def check_weights_from(run: Run) -> None:
     result = Result.read(source)
     if result is None or result.status != "done":
         raise UserError(f"training.weights_from: {source.path} is not the directory of a finished run")
-    if result.row["run_id"] != source.path.name:
-        raise UserError(f"training.weights_from: {source.path} holds run {result.row['run_id']}; keep that name")
-    theirs, ours = result.row["tokenizer"], run.dataset.meta.tokenizer_sha256[:12]
+    if (held := result.row.get("run_id")) != source.path.name:
+        raise UserError(f"training.weights_from: {source.path} holds run {held}; keep that name")
+    theirs, ours = result.row.get("tokenizer"), run.dataset.meta.tokenizer_sha256[:12]
     if theirs != ours:
         raise UserError(f"training.weights_from: {source.path} was trained with tokenizer {theirs}, not {ours}")
 

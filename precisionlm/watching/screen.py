@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from precisionlm.progress import clock
+from precisionlm.terminal import harmless
 from precisionlm.watching.follow import Record
 from precisionlm.watching.reading import Reading
 from precisionlm.watching.spikes import Spike
@@ -29,7 +30,7 @@ def screen(found: Sequence[tuple[Reading, Record]], left_out: Sequence[str] = ()
         body = _one(*found[0])
     else:
         body = _table([reading for reading, _ in found])
-    return Group(body, *(Text(f"left out: {line}", style="yellow") for line in left_out))
+    return Group(body, *(_text(f"left out: {line}", "yellow") for line in left_out))
 
 
 def _table(found: Sequence[Reading]) -> Table:
@@ -43,7 +44,7 @@ def _table(found: Sequence[Reading]) -> Table:
         table.add_row(
             r.run_id,
             _state(r),
-            Text(r.recipe),
+            _text(r.recipe),
             f"{r.step:,}/{r.steps:,}",
             _number(r.smoothed, ".4f"),
             _number(r.val_loss, ".4f"),
@@ -67,15 +68,15 @@ def _one(r: Reading, record: Record) -> Panel:
     worst = "–"
     if r.worst_site is not None:
         worst = f"{_number(r.worst_error, '.2g')} at {r.worst_site} (first {_number(r.worst_error_at_first, '.2g')})"
-    grid.add_row("state", _state(r), "recipe", Text(r.recipe))
+    grid.add_row("state", _state(r), "recipe", _text(r.recipe))
     grid.add_row("step", f"{r.step:,} of {r.steps:,} ({r.step / r.steps:.0%})", "time left", _time(r.seconds_left))
     grid.add_row(
         "loss", f"{_number(r.loss, '.4f')}, mean of the last 100 {_number(r.smoothed, '.4f')}", "val loss", val
     )
     grid.add_row("tokens/s", _number(r.tokens_per_second, ",.0f"), "MFU", _number(r.mfu, ".1%"))
     grid.add_row("goodput", _number(r.goodput, ".1%"), "checkpoint", saved)
-    grid.add_row("device", Text(r.device or "–"), "starts", str(r.starts))
-    grid.add_row("worst quantization error", worst, "skipped steps", f"{r.skipped_steps:,}")
+    grid.add_row("device", _text(r.device or "–"), "starts", str(r.starts))
+    grid.add_row("worst quantization error", _text(worst), "skipped steps", f"{r.skipped_steps:,}")
     parts: list[RenderableType] = [grid, Text()]
     if len(record.losses) > 1:
         parts += [_curve(record, r.loss_spikes), Text()]
@@ -83,7 +84,7 @@ def _one(r: Reading, record: Record) -> Panel:
     parts += [Text(line, style="magenta") for line in _told("gradient norm", r.gradient_outliers)]
     if not (r.loss_spikes or r.gradient_outliers):
         parts.append(Text("no loss spikes, no gradient-norm outliers", style="dim"))
-    title = Text(f"{r.run_id} {r.name}".strip())
+    title = _text(f"{r.run_id} {r.name}".strip())
     return Panel(Group(*parts), title=title, title_align="left")
 
 
@@ -92,7 +93,7 @@ def _state(r: Reading) -> Text:
     if r.is_quiet:
         text.append(f", quiet for {_time(r.quiet_seconds)}", style="yellow")
     if r.reason:
-        text.append(f": {r.reason}")
+        text.append_text(_text(f": {r.reason}"))
     return text
 
 
@@ -136,6 +137,11 @@ def _curve(record: Record, spikes: Sequence[Spike]) -> Text:
             text.append("".join(bar for _, bar in group), style="red" if is_red else "green")
         text.append("\n")
     return text.append(f"{'step':>8} {steps[0]:<{columns - 12},}{steps[-1]:>12,}", style="dim")
+
+
+def _text(words: str, style: str = "") -> Text:
+    """Words of a run, which may be anybody's: no markup, nothing that a terminal obeys."""
+    return Text(harmless(words), style=style)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,9 +1,11 @@
 """The launch files, with stand-ins for the clusters' tools (`stand_ins`) that run the command for real in two processes
 of four devices and kill one of them: the job comes back and ends with the losses of an unbroken one, bit for bit."""
 
+import ast
 import json
 import os
 import random
+import shlex
 import shutil
 import stat
 import subprocess
@@ -140,6 +142,31 @@ def test_bad_input_on_a_tpu_slice_ends(job, tmp_path):
     job = job | slice_ | {"TPU_SETUP": "true", "PRECISIONLM": "sh -c"}
     found = run(["bash", LAUNCH / "tpu_vm.sh", "exit 2"], job)
     assert found.returncode == 2 and "workers ended with 2" in found.stderr
+
+
+WORDS = ["--name=$(touch owned)`touch owned`", "; touch owned #", "a  b\tc", "*", "~", "\\", "'\"", "${HOME}", "é|&<>!"]
+
+
+@pytest.mark.parametrize("tool", ["slurm", "tpu_vm", "skypilot"])
+def test_words_reach_the_command_as_they_are(job, tmp_path, tool):
+    script = tmp_path / "said.py"
+    script.write_text(
+        f"import os, sys\nopen({str(tmp_path / 'said')!r} + str(os.getpid()), 'w').write(repr(sys.argv[1:]))"
+    )
+    job = job | {"PRECISIONLM": f"{sys.executable} {script}", "STAND_IN_KILLS_AFTER": "", "PORT": "1"}
+    job |= {"TPU_NAME": "plm", "TPU_ZONE": "us-x1-a", "TPU_TYPE": "v5litepod-16", "TPU_RUNTIME": "v2-alpha"}
+    job |= {"TPU_SETUP": "true", "TPU_WAIT": "0.1"}
+    quoted = shlex.join(WORDS)
+    command = {
+        "slurm": ["bash", LAUNCH / "slurm.sbatch", *WORDS],
+        "tpu_vm": ["bash", LAUNCH / "tpu_vm.sh", *WORDS],
+        "skypilot": ["sky", "jobs", "launch", LAUNCH / "skypilot.yaml", "--env", f"COMMAND={quoted}"],
+    }[tool]
+    found = run(command, job)
+    assert found.returncode == 0, found.stderr
+    said = [ast.literal_eval(path.read_text()) for path in tmp_path.glob("said[0-9]*")]
+    assert len(said) == 2 and all(words[: len(WORDS)] == WORDS for words in said)
+    assert not list(tmp_path.rglob("owned")) and not (LAUNCH.parent / "owned").exists()
 
 
 def adapted(name, tmp_path, command, **changes):

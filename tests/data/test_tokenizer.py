@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from precisionlm.data.tokenizer import end_of_text_id, load_tokenizer, train_bpe, vocabulary_size
 from precisionlm.errors import UserError
@@ -29,6 +29,11 @@ def test_end_of_text(tmp_path: Path) -> None:
     assert end_of_text_id(load_tokenizer(tmp_path / "llama.json")) == 0
     odd: Tokenizer = load_tokenizer(tmp_path / "none.json")
     assert end_of_text_id(odd, 5) == 5
+    for outside in (-1, 262):
+        with pytest.raises(UserError, match=f"eos_id is {outside}; this tokenizer has ids 0 to 261"):
+            end_of_text_id(odd, outside)
+    with pytest.raises(UserError, match="has no entries"):
+        end_of_text_id(Tokenizer(models.BPE({}, [])), 0)
     with pytest.raises(UserError, match="give eos_id"):
         end_of_text_id(odd)
 

@@ -1,245 +1,285 @@
-"""Breaks `precisionlm train` and `sweep` at random moments, resumes them until they are done, and compares with runs
-that nothing broke.
+"""Breaks commands again and again, runs each to its end, and compares with the ones that nothing broke.
 
-A history is one output folder: a command that is broken again and again, and at last left alone. Moments are hit by
-watching what the command writes, not by hooks inside it.
+A history is one command in one folder and the faults that come to it. Everything random comes from the campaign's seed
+and the history's number, so a history can be run again alone.
 """
 
+import fcntl
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
+import shutil
+import socket
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from .jobs import Job, jobs, leftovers, record
+from .judge import problem_of
+from .ledger import Ledger
+from .strikes import CTRL_C, DAMAGE, KILL, PEER, SOFT, TERM, Strike
+from .workers import Ended, Worker
 
-from precisionlm.data.prepare import prepare
-from precisionlm.data.request import Request
-from precisionlm.storage.run_directory import read_metrics
-from precisionlm.sweep.collect import collect
-
-MOMENTS = ("start", "compilation", "training", "save", "evaluation", "between runs", "any write")
-DISK_FULL = "disk full"
-TIMES = ("seconds", "wall_seconds")  # of a line of metrics.jsonl
-STEPS, EVAL_EVERY, SAVE_EVERY = 120, 30, 5
-RECIPES = ("W4A8", "bf16")
-_DEADLINE = 180.0  # seconds; a command that takes longer hangs
+_FRESH_TRIES = 3  # of a fault whose moment did not come
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done to a command. kind: SIGKILL, SIGTERM, or disk full (at any write)."""
+    """kind: of KINDS; moment: of the job's; where: of the moment's calls, as a share of them; delay (ms)."""
 
     kind: str
     moment: str
+    where: float
+    delay: int
 
 
 @dataclass
 class History:
-    """What was done to one output folder, and how the command ended each time (exit codes)."""
+    """What came of a history. struck: of each fault in turn how the command ended; lost: steps (or documents, files)
+    that were saved and made again; problems: everything that must not be."""
 
-    verb: str
-    out: Path
-    faults: list[Fault] = field(default_factory=list)
-    codes: list[int] = field(default_factory=list)
+    number: int
+    job: str
+    faults: list[Fault]
+    struck: list[dict[str, Any]] = field(default_factory=list)
+    lost_steps: int = 0
+    lost_runs: int = 0
+    unequal: int = 0
     problems: list[str] = field(default_factory=list)
+    wall_seconds: float = 0.0
 
 
 class Campaign:
-    """Commands on a tiny experiment under one folder; everything random comes from the seed."""
+    """All histories of a seed, under one folder that later calls go on with."""
 
-    def __init__(self, folder: Path, seed: int = 0):
-        self.folder, self._rng = folder, random.Random(seed)
-        text = folder / "text"
-        text.mkdir(parents=True)
-        for i in range(60):
-            words = (f"word{(i * j) % 17} follows word{(i + j) % 13}." for j in range(150))
-            (text / f"{i}.txt").write_text(" ".join(words))
-        prepare(Request(text, vocab_size=270, validation_every=3), folder / "data")
-        tree = {
-            "model": {"layers": 1, "width": 32, "heads": 2, "mlp_width": 64},
-            "data": {"path": str(folder / "data"), "sequence_length": 32},
-            "optimizer": {"learning_rate": 3e-3},
-            "precision": {"recipe": RECIPES[0]},
-            "training": {"steps": STEPS, "batch_size": 8, "dtype": "float32", "remat": "none"}
-            | {"eval_tokens": 20_000, "eval_every": EVAL_EVERY},
-            "checkpoint": {"every_steps": SAVE_EVERY, "keep": 2},
-        }
-        self.configs = {"train": folder / "train.yaml", "sweep": folder / "sweep.yaml"}
-        self.configs["train"].write_text(yaml.safe_dump(tree))
-        grid = {"precision.recipe": list(RECIPES)}
-        self.configs["sweep"].write_text(yaml.safe_dump({"experiment": tree, "grid": grid}))
-        self._environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "PYTHONUNBUFFERED": "1",
-        }
-        self.expected: dict[str, Any] = {}
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.seed = folder, seed
+        folder.mkdir(parents=True, exist_ok=True)
+        self.jobs = jobs(folder)
 
-    def start(self, verb: str, out: Path, cached: bool = True, largest_file: int | None = None) -> subprocess.Popen:
-        """The command, begun. cached: compiled steps are kept for the next start. largest_file: bytes that the system
-        lets it write into one file, a stand-in for a full disk that needs no disk."""
-        environment = dict(self._environment)
-        if cached:
-            environment["JAX_COMPILATION_CACHE_DIR"] = str(self.folder / "cache")
-        program = "import resource, sys; from precisionlm.cli.main import main; "
-        if largest_file is not None:
-            program += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file})); "
-        words = ["-c", program + "sys.exit(main())", verb, str(self.configs[verb]), "--out", str(out)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([sys.executable, *words], env=environment, text=True, **pipes)
+    def unbroken(self, name: str) -> tuple[dict[str, Any], dict[str, int]]:
+        """Of a job that nothing breaks, which is done once: what it leaves, and how often its targets are called."""
+        job, folder = self.jobs[name], self.folder / "unbroken" / name
+        for other in job.needs:
+            self.unbroken(other)
+        path = self.folder / f"unbroken {name}.json"
+        with (self.folder / f".lock {name}").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another part may be at it
+            if not path.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                job.lay_out(folder)
+                ended, worker = self._run(job, folder, None, None)
+                if worker is not None:
+                    worker.let_go()  # it has the lock too
+                assert ended.code == 0, f"{name}: exit code {ended.code}: {ended.said}"
+                found = record(job, folder)
+                assert found, name
+                calls = {target: ended.calls[target] for target in job.targets if ended.calls.get(target)}
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps([found, calls]))
+                partial.rename(path)
+        expected, calls = json.loads(path.read_text())
+        return expected, calls
 
-    def reference(self) -> None:
-        """The unbroken runs of both verbs, which every history is compared with."""
-        code, errors = end(self.start("sweep", self.folder / "unbroken"))
-        assert code == 0, errors
-        self.expected = _records(self.folder / "unbroken")
-        assert len(self.expected) == len(RECIPES)
+    def run(self, number: int, job_name: str, faults: list[Fault]) -> History:
+        """One history: all its faults, and its commands run to their ends. Its folder stays where there were
+        problems."""
+        history = History(number, job_name, faults)
+        folder = self.folder / f"history{number}"
+        shutil.rmtree(folder, ignore_errors=True)
+        began = time.monotonic()
+        _Life(self, history, folder).all()
+        history.wall_seconds = time.monotonic() - began
+        if not history.problems:
+            shutil.rmtree(folder, ignore_errors=True)
+        return history
 
-    def histories(self, faults: list[Fault], report: Callable[[str], None] = print) -> list[History]:
-        """All faults, spread over as many histories as it takes: a command that finishes before its moment came ends a
-        history, and the fault is tried on the next one."""
-        left, done = list(faults), []
-        while left:
-            verb = "sweep" if left[0].moment == "between runs" else self._rng.choice(("train", "sweep"))
-            history = History(verb, self.folder / f"history{len(done)}")
-            done.append(history)
-            while left and len(history.faults) < 6:
-                if left[0].moment == "between runs" and verb == "train":
-                    break
-                code = self._strike(history, left[0])
-                history.codes.append(code)
-                if code == 0:
-                    break
-                history.faults.append(left.pop(0))
-            self._finish(history)
-            report(f"{history.out.name} {verb}: {_listing(history)}; {'; '.join(history.problems) or 'equal'}")
-        return done
+    def _run(self, job: Job, folder: Path, strike: Strike | None, worker: Worker | None) -> tuple[Ended, Worker | None]:
+        """One command, by a worker that lives or by new ones; the worker that is left, if any. Of several processes the
+        last is struck, and it is the first whose end is told, with its own words and those of the struck one."""
+        words = job.words_in(folder)
+        if job.processes == 1:
+            last = strike is not None and strike.kind not in SOFT
+            if worker is None or last:
+                if worker is not None:
+                    worker.let_go()
+                worker = Worker(self.folder / "cache")
+            worker.begin(words, job.targets, strike, last)
+            ended = worker.end(strike)
+            if not worker.alive:
+                worker.let_go()
+            return ended, worker if worker.alive else None
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        workers = [Worker(self.folder / "cache") for _ in range(job.processes)]
+        for i, each in enumerate(workers):
+            more = ["--coordinator", coordinator, "--processes", str(job.processes), "--process", str(i)]
+            each.begin([*words, *more], job.targets, strike if i == job.processes - 1 else None, last=True)
+        struck = workers[-1].end(strike)
+        first = workers[0].end(None)
+        for each in workers:
+            each.let_go()
+        said = f"{first.said}\n{struck.said}"
+        left = first.left + struck.left
+        return Ended(first.code, struck.struck, said, struck.calls, left), None
 
-    def _strike(self, history: History, fault: Fault) -> int:
-        """Start the command, do it, return the exit code; 0 where it finished first."""
-        if fault.kind == DISK_FULL:
-            size = int(10 ** self._rng.uniform(2.5, 4.5))
-            code, errors = end(self.start(history.verb, history.out, cached=False, largest_file=size))
-            lines = [line for line in errors.splitlines() if not line.startswith(history.verb)]  # of progress
-            if code and (code != 2 or len(lines) != 1 or "cannot be written" not in lines[0]):
-                history.problems.append(f"{DISK_FULL} ({size} bytes): exit code {code}, {errors[-300:]!r}")
-            return code
-        process = self.start(history.verb, history.out, cached=fault.moment != "compilation")
+
+class _Life:
+    """A history under way. A command that ends whole before its next fault is compared, and begun anew."""
+
+    def __init__(self, campaign: Campaign, history: History, folder: Path):
+        self._campaign, self._history, self._folder = campaign, history, folder
+        self._job = campaign.jobs[history.job]
+        self._expected, self._calls = campaign.unbroken(history.job)
+        self._rng = random.Random(f"{campaign.seed}.{history.number}.damage")
+        self._worker: Worker | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._job.lay_out(self._folder)
+        self._ledger = Ledger(self._job, self._folder)
+
+    def all(self) -> None:
         try:
-            struck = self._await(fault.moment, process, history.out)
-            if struck:
-                process.send_signal(getattr(signal, fault.kind))
-            code, errors = end(process)
+            for fault in self._history.faults:
+                if self._history.problems:
+                    break  # what comes after a problem would only repeat it
+                self._come(fault)
+            if not self._history.problems:
+                self._finish()
         finally:
-            process.kill()
-        # Before the command line is read and after the last result, SIGTERM ends a process with nothing to save.
-        nothing = fault.moment == "start" or len(_records(history.out)) == len(self._wanted(history))
-        allowed = {"SIGKILL": {-9}, "SIGTERM": {75, -15} if nothing else {75}}[fault.kind]
-        if code not in allowed | {0}:
-            history.problems.append(f"{fault.kind} in {fault.moment}: exit code {code}, {errors[-300:]!r}")
-        return code
+            if self._worker is not None:
+                self._worker.let_go()
 
-    def _await(self, moment: str, process: subprocess.Popen, out: Path) -> bool:
-        """Sleep until the moment; False if the process ended before."""
-        began, before = time.time(), set(out.glob("*/checkpoints/[0-9]*")) | set(out.glob("*/result.json"))
-        delay = {"start": 2.0, "compilation": 2.0, "training": 1.5, "save": 0.03, "evaluation": 0.15}.get(moment, 0.3)
-        skip = self._rng.randrange(4) if moment in ("save", "evaluation") else 0
-        seen: set[Path] = set()
-        while moment != "start" and process.poll() is None and len(seen) <= skip:
-            seen |= set(_signs(moment, out, began)) - before
-            time.sleep(0.001)
-        time.sleep(self._rng.uniform(0, delay))
-        return process.poll() is None
+    def _come(self, fault: Fault) -> None:
+        for attempt in range(_FRESH_TRIES):
+            strike = self._strike(fault, attempt)
+            if fault.moment == "compilation" or attempt:  # in a warm process nothing is compiled
+                self._let_go()
+            ended = self._command(strike)
+            if self._history.problems:
+                return
+            done = ""
+            if ended.struck and fault.kind == DAMAGE:
+                done = self._ledger.damage(self._rng)
+            if ended.struck and (done or fault.kind != DAMAGE):
+                self._history.struck.append(asdict(strike) | {"code": ended.code, "damage": done})
+                if ended.code == 0:
+                    self._compare(ended)
+                    if not self._history.problems:
+                        self._begin()
+                return
+            if not ended.struck:
+                self._compare(ended)
+                if self._history.problems:
+                    return
+            self._begin()
+        self._problem(f"{fault}: its moment did not come in {_FRESH_TRIES} commands")
 
-    def _wanted(self, history: History) -> tuple[str, ...]:
-        return RECIPES if history.verb == "sweep" else RECIPES[:1]
+    def _strike(self, fault: Fault, attempt: int) -> Strike:
+        """By how often the functions of a moment are called where nothing breaks; tried again, at the call itself, and
+        at last at the first one. Where there was no checkpoint to damage, some calls later."""
+        counts = self._calls
+        targets = [target for target in self._job.moments[fault.moment] if target in counts]
+        at = int(fault.where * sum(counts[target] for target in targets))
+        for target in targets:
+            if at < counts[target]:
+                nth = 1 if attempt == 2 else at + 1
+                if fault.kind == DAMAGE:
+                    nth = (at + 2 * attempt) % counts[target] + 1
+                return Strike(fault.kind, target, nth, 0 if attempt else fault.delay)
+            at -= counts[target]
+        raise AssertionError(fault)
 
-    def _finish(self, history: History) -> None:
-        """Let the command run to its end, and compare."""
-        code, errors = end(self.start(history.verb, history.out))
-        history.codes.append(code)
-        if code:
-            history.problems.append(f"lost: exit code {code} at the end, {errors[-300:]!r}")
-            return
-        found = _records(history.out)
-        wanted = self._wanted(history)
-        if sorted(found) != sorted(wanted):
-            history.problems.append(f"lost: runs {sorted(found)} of {sorted(wanted)}")
-        history.problems += [f"not equal: {r}" for r in found if found[r] != self.expected[r]]
-        table, unfinished = collect(history.out)
-        if unfinished or sorted(table["recipe"]) != sorted(wanted):
-            history.problems.append(f"table: {len(table)} rows, unfinished {unfinished}")
-        left = [p for pattern in ("*.orbax-checkpoint-tmp*", "*.partial") for p in history.out.rglob(pattern)]
-        if left:
-            history.problems.append(f"left over: {[str(p.relative_to(history.out)) for p in left]}")
+    def _command(self, strike: Strike | None) -> Ended:
+        self._ledger.begin()
+        ended, self._worker = self._campaign._run(self._job, self._folder, strike, self._worker)
+        kind = strike.kind if strike is not None and ended.struck else None
+        if problem := problem_of(kind, self._job, ended):
+            self._problem(f"{strike}: {problem}; it said {ended.said[-3000:]!r}")
+        for what, count in self._ledger.lost(kind, ended.code, ended.calls, ended.said).items():
+            self._history.lost_steps += count
+            self._problem(f"{strike}: {count} lost of {what}")
+        return ended
 
+    def _finish(self) -> None:
+        ended = self._command(None)
+        if ended.code:
+            self._history.lost_runs += 1
+        else:
+            self._compare(ended)
 
-def _signs(moment: str, out: Path, began: float) -> Iterator[Path]:
-    """What a command started at `began` (seconds) writes as the moment comes; one path each time."""
-    name = {"compilation": "config.yaml", "training": "metrics.jsonl", "between runs": "result.json"}.get(moment)
-    for path in out.glob(f"*/{name}" if name else "*/checkpoints/*"):
-        step = path.name.split(".")[0]
-        if moment == "save" and "orbax-checkpoint-tmp" not in path.name:
-            continue
-        if moment == "evaluation" and not (step.isdigit() and int(step) % EVAL_EVERY == 0):
-            continue  # the evaluation begins while the checkpoint of its step is written
-        try:
-            if path.stat().st_mtime >= began:
-                yield path.with_name(step) if moment == "evaluation" else path
-        except FileNotFoundError:
-            continue
+    def _compare(self, ended: Ended) -> None:
+        """What a command that has ended whole has left, with what it should have."""
+        found, expected = record(self._job, self._folder), self._expected
+        if missing := [name for name in expected if name not in found]:
+            self._history.lost_runs += len(missing)
+            self._problem(f"lost: {missing}; it said {ended.said[-3000:]!r}")
+        if different := [name for name in found if name in expected and found[name] != expected[name]]:
+            self._history.unequal += len(different)
+            self._problem(f"not equal: {different}")
+        if more := [name for name in found if name not in expected]:
+            self._problem(f"more than there should be: {more}")
+        if left := leftovers(self._folder):
+            self._problem(f"left over: {left}")
 
+    def _let_go(self) -> None:
+        if self._worker is not None:
+            self._worker.let_go()
+            self._worker = None
 
-def end(process: subprocess.Popen) -> tuple[int, str]:
-    """(exit code, standard error)."""
-    try:
-        _, errors = process.communicate(timeout=_DEADLINE)
-    finally:
-        process.kill()
-    return process.returncode, errors
-
-
-def _records(out: Path) -> dict[str, Any]:
-    """recipe → everything of a run that must not depend on how often it was broken: each line of metrics.jsonl but the
-    seconds, and the evaluations."""
-    found = {}
-    for path in out.glob("*/result.json"):
-        result = json.loads(path.read_text())
-        lines = [
-            {k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(path.with_name("metrics.jsonl"))
-        ]
-        assert result["status"] == "done"
-        found[result["row"]["recipe"]] = {"lines": lines, "evaluations": result["evaluations"]}
-    for recipe, record in found.items():
-        steps = [line["step"] for line in record["lines"] if "loss" in line]
-        evaluations = [line["step"] for line in record["lines"] if "val_loss" in line]
-        if steps != list(range(1, STEPS + 1)) or evaluations != list(range(EVAL_EVERY, STEPS, EVAL_EVERY)):
-            record["lines"] = f"{recipe}: steps {steps}, evaluations {evaluations}"
-    return found
+    def _problem(self, text: str) -> None:
+        self._history.problems.append(f"after {len(self._history.struck)} faults: {text}")
 
 
-def _listing(history: History) -> str:
-    words = [f"{fault.kind} in {fault.moment}" for fault in history.faults]
-    return ", ".join(f"{word} → {code}" for word, code in zip(words, history.codes, strict=False)) or "unbroken"
+# --- which faults ---
+
+# Of a thousand: how many of each kind come to each job.
+SHARES: dict[str, dict[str, int]] = {
+    "prepare": {KILL: 40, TERM: 20, CTRL_C: 40, "full disk": 40, DAMAGE: 20},
+    "prepare, workers": {KILL: 10, TERM: 10, CTRL_C: 10, "full disk": 10},
+    "train": {KILL: 110, TERM: 80, CTRL_C: 80, "full disk": 80, DAMAGE: 60},
+    "train, 2 processes": {PEER: 30},
+    "sweep": {KILL: 30, TERM: 25, CTRL_C: 25, "full disk": 25, DAMAGE: 15},
+    "sweep, packed": {KILL: 20, TERM: 15, CTRL_C: 15, "full disk": 15, DAMAGE: 15},
+    "ptq": {KILL: 25, TERM: 20, CTRL_C: 25, "full disk": 25},
+    "table": {KILL: 20, TERM: 15, CTRL_C: 15, "full disk": 15},
+}
+_OF_A_HISTORY = 5
+_DAMAGED = ("training", "saving", "evaluation", "encoding")  # moments at which there may be a checkpoint
 
 
-def table_of(histories: list[History]) -> str:
-    """A line a (kind, moment): faults, runs lost, histories unequal to the unbroken run."""
-    rows = [f"{'fault':10} {'moment':13} {'count':>5} {'lost runs':>9} {'bitwise equal':>13}"]
-    pairs = [(fault, history) for history in histories for fault in history.faults]
-    for fault in sorted({fault for fault, _ in pairs}, key=lambda f: (f.kind, MOMENTS.index(f.moment))):
-        hit = [history for other, history in pairs if other == fault]
-        lost = sum(any(p.startswith("lost") for p in history.problems) for history in hit)
-        equal = "yes" if not any(history.problems for history in hit) else "NO"
-        rows.append(f"{fault.kind:10} {fault.moment:13} {len(hit):5} {lost:9} {equal:>13}")
-    problems = [f"{history.out.name}: {problem}" for history in histories for problem in history.problems]
-    rows.append(f"{len(pairs)} faults in {len(histories)} commands, {len(problems)} problems")
-    return "\n".join(rows + problems)
+def planned(of: dict[str, Job], faults: int, seed: int) -> list[tuple[str, list[Fault]]]:
+    """So many faults, in the shares of SHARES and every moment in turn, as histories (job, faults) in random order. All
+    of a history come to the same folder; those that leave the interpreter alive come one after the other."""
+    rng = random.Random(seed)
+    total = sum(sum(kinds.values()) for kinds in SHARES.values())
+    slots = [(job, kind) for job, kinds in SHARES.items() for kind, count in kinds.items() for _ in range(count)]
+    chosen = [slots[i * total // faults % total] for i in range(faults)]
+    by_job: dict[str, list[Fault]] = {}
+    seen: dict[tuple[str, str], int] = {}
+    for job, kind in chosen:
+        moments = [name for name in of[job].moments if kind != DAMAGE or name in _DAMAGED]
+        n = seen[job, kind] = seen.get((job, kind), -1) + 1
+        where = rng.random() if kind != DAMAGE else 0.5 + rng.random() / 2
+        delay = rng.choice((0, 0, 1, 3, 10, 30))
+        by_job.setdefault(job, []).append(Fault(kind, moments[n % len(moments)], where, delay))
+    histories = []
+    for job, those in by_job.items():
+        rng.shuffle(those)
+        for i in range(0, len(those), _OF_A_HISTORY):
+            soft_first = rng.random() < 0.5
+            few = sorted(those[i : i + _OF_A_HISTORY], key=lambda f: (f.kind in SOFT) != soft_first)
+            histories.append((job, few))
+    rng.shuffle(histories)
+    return histories
+
+
+def environment() -> None:
+    """What must be set before JAX is imported."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    os.environ.pop("PRECISIONLM_DEBUG", None)

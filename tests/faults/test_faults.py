@@ -1,5 +1,4 @@
-"""Nothing is lost: a short campaign of real kills, and on purpose what a campaign hits by luck alone. The long campaign
-is `python -m tests.faults --kills 30 --terms 30`."""
+"""Nothing is lost: on purpose what a campaign of faults (`python -m tests.faults`) hits by luck alone."""
 
 import json
 import os
@@ -21,7 +20,7 @@ from precisionlm.training import execute
 from precisionlm.training.execute import train
 
 from ..conftest import tiny_tree
-from .campaign import DISK_FULL, TIMES, Campaign, Fault, end, table_of
+from .jobs import TIMES
 
 ONE = jax.devices()[:1]
 BEFORE_STEPS = 2  # polls: before the audit and before the first step
@@ -49,20 +48,6 @@ def tree(tokens_folder):
 
 def lines(folder):
     return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(folder / "metrics.jsonl")]
-
-
-def test_four_kills_lose_nothing(tmp_path):
-    campaign = Campaign(tmp_path / "campaign", seed=3)
-    campaign.reference()
-    faults = [
-        Fault("SIGKILL", "save"),
-        Fault("SIGTERM", "evaluation"),
-        Fault(DISK_FULL, "any write"),
-        Fault("SIGKILL", "training"),
-    ]
-    histories = campaign.histories(faults)
-    assert not any(history.problems for history in histories), table_of(histories)
-    assert sum(len(history.faults) for history in histories) == len(faults)
 
 
 def test_every_poll_can_be_the_one_that_stops(tree, tmp_path):
@@ -136,10 +121,13 @@ def test_a_sweep_stops_between_runs_and_ptq_between_batches(tree, tmp_path):
     assert not list(folder.glob("ptq/*"))
 
 
-def test_one_of_two_commands_wins(tmp_path):
-    campaign = Campaign(tmp_path / "campaign")
-    both = [campaign.start("train", tmp_path / "runs", cached=False) for _ in range(2)]
-    (won, _), (lost, errors) = sorted(end(process) for process in both)
+def test_one_of_two_commands_wins(tree, tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree | {"training": tree["training"] | {"steps": 200}}))
+    command = [sys.executable, "-m", "precisionlm", "train", tmp_path / "run.yaml", "--out", tmp_path / "runs"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    both = [subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE) for _ in range(2)]
+    ended = [(process.communicate(timeout=180)[1], process.returncode) for process in both]
+    (_, won), (errors, lost) = sorted(ended, key=lambda pair: pair[1])
     assert (won, lost) == (0, 2) and errors.count("\n") == 1 and "is being trained by another process" in errors
     (result,) = (tmp_path / "runs").glob("*/result.json")
     assert json.loads(result.read_text())["status"] == "done"

@@ -1,19 +1,30 @@
 """Which runs of a sweep are packed and how large, and what becomes of packs that fail."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
+from precisionlm.config import CheckpointConfig
+from precisionlm.errors import CannotWriteError, UserError
 from precisionlm.packing import engine
+from precisionlm.packing.engine import _Pack
+from precisionlm.packing.reached import Results
 from precisionlm.packing.size import choose, member_bytes
+from precisionlm.storage.checkpoint import Checkpoints, folder_of
 from precisionlm.storage.failure import read_failure
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.sweep import scheduler
 from precisionlm.sweep.rows import plan
 from precisionlm.sweep.scheduler import Options, dispatch_steps, groups_of, run_sweep
+from precisionlm.sweep.status import standings
+from precisionlm.training.execute import Outcome
 from precisionlm.training.run import prepare_run
+from precisionlm.training.step import initial_state
 
 from .test_packs import ONE, experiment_of
 
@@ -107,3 +118,94 @@ def test_what_fails_is_recorded_and_tried_again_when_asked(rows, tmp_path, monke
     outcome = run_sweep(again, tmp_path, silent, lambda: False, Options(pack=2, retry_failed=True))
     assert (len(outcome.failed), len(outcome.done), len(outcome.skipped)) == (0, 2, 1)
     assert all(Result.read(RunDirectory(tmp_path, row.run.run_id)).status == "done" for row in again)
+
+
+def test_bad_input_of_one_run_stops_no_other(rows, tmp_path, monkeypatch):
+    wrong, lines = rows[1].run.run_id, []
+
+    def train(experiment, out, *rest):
+        run_id = prepare_run(experiment).run_id
+        if run_id == wrong:
+            raise UserError("its data is gone")
+        return Outcome(run_id, out / run_id, "done", None)
+
+    monkeypatch.setattr(scheduler, "train", train)
+    outcome = run_sweep(rows[:3], tmp_path, silent, lambda: False, Options(pack=1), lines.append)
+    assert (len(outcome.done), outcome.failed) == (2, [wrong])
+    assert f"failed: run {wrong}: its data is gone" in lines
+    assert read_failure(RunDirectory(tmp_path, wrong)) == "its data is gone"
+
+
+@pytest.mark.long
+def test_what_is_wrong_with_members_of_a_pack_stops_no_other(rows, tmp_path):
+    """A run whose metrics were cut off, and one whose result is damaged: both are tried again when asked."""
+    chosen, lines = [rows[0], rows[1], rows[3]], []
+    experiments, ids = [row.run.experiment for row in chosen], [row.run.run_id for row in chosen]
+    for i in (0, 2):
+        directory = RunDirectory(tmp_path, ids[i])
+        with Checkpoints(folder_of(directory, CheckpointConfig()), CheckpointConfig()) as checkpoints:
+            run = prepare_run(experiments[i], ONE)
+            state = initial_state(run.program, run.experiment.training.seed, run.grids)
+            checkpoints.save(2, state, {"data": run.train_batches().get_state(), "wall_seconds": 1.0})
+    RunDirectory(tmp_path, ids[1]).write_text("result.json", "{")
+    (tmp_path / "packs" / "x").mkdir(parents=True)
+    (tmp_path / "packs" / "x" / "pack.json").write_text("[1")
+    found = plan(experiments, tmp_path)
+    assert [row.status for row in found] == ["begun", "failed", "begun"]
+    outcome = run_sweep(found, tmp_path, silent, lambda: False, Options(pack=3), lines.append)
+    assert (outcome.done, sorted(outcome.failed)) == ([], sorted(ids))
+    assert sum("does not hold each of the 2 steps" in line for line in lines if line.startswith("failed: run")) == 2
+    told = {one.run_id: one for one in standings(experiments, tmp_path)}
+    assert {one.state for one in told.values()} == {"failed"} and "does not hold each" in told[ids[0]].reason
+    for i in (0, 2):
+        shutil.rmtree(tmp_path / ids[i] / "checkpoints")
+    again = Options(pack=3, retry_failed=True)
+    outcome = run_sweep(plan(experiments, tmp_path), tmp_path, silent, lambda: False, again)
+    assert (sorted(outcome.done), outcome.failed) == (sorted(ids), [])
+    assert (tmp_path / ids[1] / "result.json.damaged").read_text() == "{"
+    assert {row.status for row in plan(experiments, tmp_path)} == {"done"}
+
+
+def test_what_is_left_of_a_pack_is_packed_as_all_of_it_was(rows, tmp_path):
+    whole = groups_of(rows, Options(pack=2))[0]
+    left = [replace(row, status="done") if str(row.run.recipe) in ("W4A8", "W3A4") else row for row in rows]
+    assert [row.finished for row in left[:2]] == [True, True]
+    (rest,) = [group for group in groups_of(left, Options(pack=2)) if group.shape is not None]
+    assert len(rest.rows) == 1 and rest.shape == whole.shape
+    assert not any(group.shape for group in groups_of(left, Options(pack=1)))
+    begun = frozenset([rest.rows[0].run.run_id])  # a pack has saved it, and nobody else can read that
+    (alone,) = [group for group in groups_of(left, Options(pack=1), begun) if group.shape is not None]
+    assert alone.shape.runs == 1 and [row.run.run_id for row in alone.rows] == list(begun)
+
+
+def refused(*_):
+    raise CannotWriteError("no space left")
+
+
+def test_a_run_that_cannot_be_opened_is_let_go():
+    let_go = []
+    member = SimpleNamespace(open=refused, let_go=lambda: let_go.append(1))
+    pack = SimpleNamespace(
+        _taken=[],
+        _slots=[None],
+        _queue=SimpleNamespace(next_ready=lambda: SimpleNamespace(run_id="abc")),
+        _claim=lambda run: member,
+        _out=Path(),
+        outcome={},
+        _shape=SimpleNamespace(runs=1),
+        _prepared=SimpleNamespace(products=None, measure=None),
+    )
+    with pytest.raises(CannotWriteError):
+        _Pack._fill(pack)
+    assert let_go == [1]
+
+
+def test_a_run_whose_result_cannot_be_written_is_let_go():
+    let_go = []
+    member = SimpleNamespace(
+        directory=None, finish=refused, let_go=lambda: let_go.append(1), run=SimpleNamespace(run_id="abc")
+    )
+    reached, evaluated = SimpleNamespace(end=True, member=member), SimpleNamespace(write=lambda directory: [])
+    with pytest.raises(CannotWriteError):
+        Results(None, True, silent, None, {})._leave(reached, evaluated)
+    assert let_go == [1]

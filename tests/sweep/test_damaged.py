@@ -50,6 +50,30 @@ def test_a_copied_run_and_a_row_that_is_none(runs, capsys):
         assert "copy: a copy of run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("of", "key"), [("row", "run_id"), ("row", "recipe"), ("evaluation", "evaluation"), ("evaluation", "val_tokens")]
+)
+def test_a_result_that_lacks_a_key(runs, capsys, of, key):
+    path = runs[0] / "result.json"
+    found = json.loads(path.read_text())
+    del (found["row"] if of == "row" else found["evaluations"][0])[key]
+    path.write_text(json.dumps(found))
+    for words in (*VERBS, ["table", "runs", "-o", "t.csv"]):
+        assert main(words) == 0, words
+        assert "unforeseen" not in capsys.readouterr().err
+    assert main(["table", str(runs[0]), "-o", "t.csv"]) == (0 if key == "val_tokens" else 2)
+    assert main(["sweep", "sweep.yaml", "--out", "runs", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("name", ["../../secret.npz", "/etc/passwd", "a/../../b.npz"])
+def test_an_evaluation_is_of_its_run(runs, capsys, name):
+    found = json.loads((runs[0] / "ptq" / "rtn-int4.json").read_text())
+    (runs[0] / "ptq" / "rtn-int4.json").write_text(json.dumps(found | {"sequences": name}))
+    assert main(["table", "runs", "-o", "t.csv", "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert len(counts["unfinished"]) == 1 and "names a file outside the run" in counts["unfinished"][0]
+
+
 def test_data_that_moved(runs, capsys, tmp_path):
     (tmp_path / "data").rename(tmp_path / "moved")
     assert main(["ptq", "runs", "--dry-run"]) == 2

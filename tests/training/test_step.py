@@ -1,5 +1,7 @@
 """The training step: golden losses, paired arms, sharded equals unsharded, compilations, the audit."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from precisionlm.errors import UserError
 from precisionlm.precision import audit, marks
 from precisionlm.training import evaluate as evaluate_module
 from precisionlm.training import step
-from precisionlm.training.auditing import audit_run
+from precisionlm.training.auditing import audit_run, step_text
 from precisionlm.training.evaluate import evaluate, place
 from precisionlm.training.optimizer import hyperparameters
 from precisionlm.training.run import prepare_run
@@ -229,3 +231,14 @@ def test_meshes_that_do_not_multiply_out(experiment):
         prepare_run(
             experiment.model_copy(update={"training": experiment.training.model_copy(update={"batch_size": 6})})
         )
+
+
+def test_arms_in_float32_multiply_at_one_precision(tokens_folder):
+    """Every product of the step, in the arm with quantized operands as in the one without."""
+    found = {}
+    for recipe in ("bf16", "W8A8"):
+        run = prepare_run(at(tokens_folder, recipe), ONE)
+        text = step_text(run, initial_state(run.program, 0, run.grids))
+        products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+        found[recipe] = [re.search(r"precision = \[([A-Z, ]+)\]", line)[1] for line in products]
+    assert found["bf16"] == found["W8A8"] == ["HIGHEST, HIGHEST"] * 21

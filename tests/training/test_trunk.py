@@ -1,6 +1,7 @@
 """Branch and decay: a run that begins from a shorter one's trunk is, bit for bit, the run from the start."""
 
 import shutil
+from pathlib import Path
 
 import jax
 import pytest
@@ -69,6 +70,17 @@ def test_a_branch_survives_an_interruption_and_a_damaged_trunk_is_not_used(tree,
     with pytest.warns(UserWarning, match="checkpoint of step 9 is damaged"):
         anew = train(at(tree, 16), tmp_path / "runs", devices=ONE)
     assert anew.result.row["branch_steps"] == 0
+
+
+@pytest.mark.parametrize("folder", [None, pytest.param("kept", marks=pytest.mark.long)])
+def test_a_trunk_is_found_however_its_folder_is_written(tree, tmp_path, monkeypatch, folder):
+    """Relative paths where the trunk was trained, paths from the root where its branch is."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    train(at(tree | {"checkpoint": {"trunk": True, "folder": folder}}, 8), Path("runs"), devices=ONE)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    branch = tree | {"checkpoint": {"trunk": True, "folder": folder and str(tmp_path / folder)}}
+    assert train(at(branch, 12), tmp_path / "runs", devices=ONE).result.row["branch_steps"] == 6
 
 
 def test_only_runs_that_are_alike_before_their_decay_share_a_trunk(tree, tmp_path):

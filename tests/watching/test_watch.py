@@ -159,8 +159,9 @@ def test_on_a_terminal_it_follows_the_run_until_ctrl_c(begun):
                 seen += os.read(ours, 4096)
             except OSError:
                 raise AssertionError(f"it ended: {seen!r}") from None
+        return seen
 
-    until(b"150 of 200")
+    assert b"\x1b[" in until(b"150 of 200")  # what draws is obeyed
     with directory.metrics.open("a") as file:
         file.write("\n" + lines(151, 160))
     until(b"160 of 200")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from precisionlm.analysis.figures.draw import MARKERS, bins, canvas, contain, legend, log_axis, points, styled
-from precisionlm.analysis.figures.recipes import Recipes
+from precisionlm.analysis.figures.recipes import Recipes, plain
 from precisionlm.analysis.fitting.analyze import Analysis
 from precisionlm.analysis.fitting.compare import LawScore
 from precisionlm.analysis.fitting.held_out import Split
@@ -61,6 +61,7 @@ def correlations(analysis: Analysis) -> Figure | None:
     names, matrix = list(analysis.result.free), analysis.result.correlation
     if len(names) < 2 or len(names) > 40:
         return None
+    names = [plain(name) for name in names]  # some have levels of a table's column in them
     side = max(3.0, 0.32 * len(names)) + 0.075 * max(map(len, names))
     figure, axes = canvas(1, width=side + 0.9, height=side)
     ax = axes[0, 0]

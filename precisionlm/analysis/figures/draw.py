@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from precisionlm.errors import UserError
+from precisionlm.whole_file import written
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,20 +71,17 @@ def size_look(i: int, count: int) -> Look:
 
 @styled
 def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write `name`.svg and `name`.png (150 dpi) into `folder`; returns both paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `name`.svg and `name`.png (150 dpi) into `folder`, both or none; returns both paths. Raises UserError."""
     paths = folder / f"{name}.svg", folder / f"{name}.png"
-    figure.savefig(paths[0], metadata={"Date": None})
-    figure.savefig(paths[1], dpi=150)
+    with written(paths[0]) as svg, written(paths[1]) as png:
+        figure.savefig(svg, metadata={"Date": None})
+        figure.savefig(png, dpi=150)
     return paths
 
 
 def write_all(figures: dict[str, Figure], folder: Path) -> list[Path]:
     """Save each as SVG and PNG. Raises UserError if the folder cannot be written."""
-    try:
-        return [path for name, figure in figures.items() for path in save(figure, folder, name)]
-    except OSError as problem:
-        raise UserError(f"{folder}: cannot write figures ({problem.strerror})") from problem
+    return [path for name, figure in figures.items() for path in save(figure, folder, name)]
 
 
 def canvas(

@@ -24,8 +24,9 @@ def curves(frame: pd.DataFrame, recipes: Recipes, folder: Path) -> Figure | None
     if not set(COLUMNS) <= set(frame.columns):
         return None
     rows = frame.assign(_recipe=recipes.labels).drop_duplicates("run_id")
-    found = {str(run): metrics(folder / str(run) / "metrics.jsonl") for run in rows["run_id"]}
-    rows = rows[[len(found[str(run)]) > 0 for run in rows["run_id"]]]
+    runs = [run for run in map(str, rows["run_id"]) if Path(run).name == run != ".."]  # others lie elsewhere
+    found = {run: metrics(folder / run / "metrics.jsonl") for run in runs}
+    rows = rows[[len(found.get(str(run), ())) > 0 for run in rows["run_id"]]]
     if not len(rows):
         return None
     panels = bins(rows["N_params"].to_numpy(float))

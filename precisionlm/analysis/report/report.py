@@ -1,7 +1,6 @@
 """One self-contained HTML page: what was fitted on what, how far to trust it, and the figures, embedded."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,8 @@ from precisionlm.analysis.fitting.compare import LawScore
 from precisionlm.analysis.fitting.held_out import Split
 from precisionlm.analysis.report.findings import constants, findings
 from precisionlm.errors import UserError
+from precisionlm.terminal import harmless
+from precisionlm.whole_file import written
 
 SHOWN = ("run_id", "name", "evaluation", "status", "N_params", "D_tokens", "recipe", "w_bits", "a_bits", "kv_bits",
          "ptq_method", "ptq_bits", "val_loss", "val_loss_se", "schedule", "learning_rate", "seed")  # fmt: skip
@@ -80,7 +81,10 @@ def write_report(
     ]
     lines = [line for analysis in fits for line in findings(analysis)]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("precisionlm.analysis.report"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("precisionlm.analysis.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: harmless(value) if type(value) is str else value,
     )
     page = environment.get_template("report.html").render(
         title=title, lines=lines, fits=sections,
@@ -88,12 +92,8 @@ def write_report(
         runs=_runs(runs, fits, recipes), provenance=dict(provenance or {}),
         learning={"svg": svg["learning"], "caption": CAPTIONS["learning"]} if learning else None,
     )  # fmt: skip
-    try:
-        partial = out.with_name(out.name + ".partial")
+    with written(out) as partial:
         partial.write_text(page, encoding="utf-8")
-        os.replace(partial, out)
-    except OSError as problem:
-        raise UserError(f"{out}: cannot write the report ({problem.strerror})") from problem
     warnings = tuple(dict.fromkeys(warning for analysis in fits for warning in analysis.warnings))
     return ReportSummary(out, tuple(paths), tuple(lines), warnings)
 

@@ -41,7 +41,7 @@ def test_hostile_strings_stay_text(tiny_runs, tmp_path):
 def test_unwritable_place_is_one_clear_line(tiny_runs, tmp_path):
     analysis = analyze(tiny_runs, "kumar", starts=16)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot be written"):
         write_report(tiny_runs, [analysis], tmp_path / "file" / "report.html")
     with pytest.raises(UserError, match="at least one fit"):
         write_report(tiny_runs, [], tmp_path / "r.html")
