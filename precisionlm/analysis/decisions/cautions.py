@@ -78,7 +78,7 @@ def optimum_intervals(
 def _linearised(analysis: Analysis, value: Callable[[Mapping[str, float]], float]) -> Between:
     low, high = analysis.result.interval_of(value)
     centre = (low + high) / 2
-    if not np.isfinite([low, high]).all():
+    if not np.isfinite([low, high]).all() or (high - low) / 2 > np.log(np.finfo(float).max) * centre:
         return 0.0, np.inf
     factor = float(np.exp((high - low) / 2 / centre))
     return centre / factor, centre * factor

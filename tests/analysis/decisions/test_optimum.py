@@ -1,10 +1,13 @@
 """Decisions from printed constants, checked against numbers computed independently from the same laws."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from precisionlm.analysis import laws
+from precisionlm.analysis.decisions import cautions
 from precisionlm.analysis.decisions.cost import Cost, parse_cost
 from precisionlm.analysis.decisions.design import default_candidates, next_runs
 from precisionlm.analysis.decisions.optimum import compute_optimal, critical_data, iso_loss_size, optimum_interval
@@ -190,3 +193,9 @@ def _refit(law, frame, rows, seed, first):
     new["seed"] = 1 + np.arange(len(new))  # the same run twice is a repetition, not a duplicate
     both = pd.concat([frame, new], ignore_index=True)
     return fit(prepare(law, both), parse_objective("squares"), 1, first=first).params
+
+
+@pytest.mark.parametrize("interval", [(-1000.0, 1001.0), (-5.0, 1.0), (1.0, float("inf"))])
+def test_an_interval_that_says_nothing_is_all_positive_numbers(interval):
+    analysis = SimpleNamespace(result=SimpleNamespace(interval_of=lambda value: interval))
+    assert cautions._linearised(analysis, lambda constants: 1.0) == (0.0, float("inf"))
