@@ -3,11 +3,13 @@ have come, that one is gone or has failed alone, and at which poll all of them s
 
 JAX's own service ends a process by a C++ abort where a peer does not come or is lost, the latter after 100 s. Here the
 system itself closes the connection of a process that dies, however it dies, and the others end within a second, with
-the code that launchers retry; a machine that falls silent is noticed by TCP after 30 s.
+the code that launchers retry; a machine that falls silent is noticed by TCP after 30 s, a process that is stopped and
+not dead, or whose interpreter hangs, by its missing beats. (One that computes for ever says its beats: collectives have
+time limits of their own.)
 
-Messages are lines of JSON. A process says `stop` (it was asked to go), `polls` (how often it has polled) and `leave`
-(its exit code and why). Process 0 says `freeze` and `stop_at` (of a stop), `lost` (why all must end) and `left` (all
-leave alike). What is said before all have met is in `meeting`.
+Messages are lines of JSON. A process says `beat` (it lives), `stop` (it was asked to go), `polls` (how often it has
+polled) and `leave` (its exit code and why). Process 0 says `freeze` and `stop_at` (of a stop), `lost` (why all must
+end) and `left` (all leave alike). What is said before all have met is in `meeting`.
 """
 
 import json
@@ -22,6 +24,7 @@ from precisionlm.cluster.preemption import end_at_once
 from precisionlm.errors import DONE
 
 ALIKE = 5.0  # seconds in which processes that end alike have ended
+BEAT, SILENT = 5.0, 45.0  # seconds between two beats, and without any until a process counts as lost
 _FIRST = 0.2  # seconds that the others have to end before process 0 does
 _LONGEST = 1 << 16  # bytes of a message; who sends more is none of ours
 _CONTINUES = "the same command continues from what is saved"
@@ -111,13 +114,23 @@ class Lifeline:
     def _watch(self, said: list[dict[str, Any]]) -> None:
         for message in said:
             self._handle(message, 0)
+        heard = dict.fromkeys((peer.process for peer in self._peers), time.monotonic())
+        beaten = 0.0
         with selectors.DefaultSelector() as selector:
             for peer in [Peer(self._woken, self._process), *self._peers]:
                 selector.register(peer, selectors.EVENT_READ, peer)
             while selector.get_map():
-                left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-                for key, _ in selector.select(left):
+                now = time.monotonic()
+                if now - beaten > BEAT:
+                    if now - beaten > 2 * BEAT:  # this process stood still: what it did not hear says nothing
+                        heard = dict.fromkeys(heard, now)
+                    beaten = now
+                    for peer in self._peers:
+                        peer.send(beat=self._process)
+                due = beaten + BEAT if self._deadline is None else min(beaten + BEAT, self._deadline)
+                for key, _ in selector.select(max(0.0, due - now)):
                     peer = key.data
+                    heard[peer.process] = time.monotonic()
                     messages = peer.receive()
                     if messages is None:
                         selector.unregister(peer)
@@ -126,6 +139,9 @@ class Lifeline:
                             self._end(f"process {peer.process} of {self._processes} is gone")
                     for message in messages or ():
                         self._handle(message, peer.process)
+                for process, last in heard.items():
+                    if process not in self._codes and time.monotonic() - last > SILENT:
+                        self._end(f"process {process} of {self._processes} said nothing for {SILENT:.0f} s")
                 if self._deadline is not None and time.monotonic() > self._deadline:
                     self._deadline = None
                     process = min(p for p, code in self._codes.items() if code != DONE)

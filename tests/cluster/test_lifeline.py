@@ -181,6 +181,36 @@ def test_whoever_is_gone_ends_all_others(met, ended):
     }
 
 
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_process_that_stands_still_ends_all_others(ended, monkeypatch, silent):
+    monkeypatch.setattr(lifeline, "BEAT", 0.1)
+    monkeypatch.setattr(lifeline, "SILENT", 0.8)
+    port, lines = free_port(), []
+
+    def watched(self, said):
+        if self._process != silent:
+            beating(self, said)
+
+    beating = lifeline.Lifeline._watch
+    monkeypatch.setattr(lifeline.Lifeline, "_watch", watched)
+    lines.extend(all_at(3, lambda process: meet(f"127.0.0.1:{port}", 3, process, 20.0)))
+    try:
+        until(lambda: len(ended) >= 2)
+        assert all(f"process {silent} of 3 said nothing for" in line for line in ended)
+    finally:
+        let_go(lines)
+        for peer in [*lines[silent]._peers, lines[silent]._woken]:  # nobody reads them to their end
+            peer.close()
+
+
+def test_processes_that_compute_and_say_nothing_else_are_not_lost(met, ended, monkeypatch):
+    monkeypatch.setattr(lifeline, "BEAT", 0.05)
+    monkeypatch.setattr(lifeline, "SILENT", 0.8)
+    met(3)
+    time.sleep(1.5)
+    assert not ended
+
+
 def test_a_process_that_fails_alone_ends_all_with_its_reason(met, ended):
     lines = met(3)
     lines[2].leave(2, "runs: cannot be written")
