@@ -1,5 +1,6 @@
 """One run in a pack: what is recorded of it, and when something is due."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from precisionlm.errors import DivergedError
+from precisionlm.errors import DivergedError, UserError
 from precisionlm.packing.corpus import Order
 from precisionlm.packing.saved import Slot
 from precisionlm.storage.checkpoint import Checkpoints, folder_of, newest_position, restore_params
@@ -168,11 +169,18 @@ def claimed(run: Run, out: Path, order: Order, saved: tuple[Slot, Any] | None) -
 def _beginning(run: Run, directory: RunDirectory, saved: tuple[Slot, Any] | None) -> Beginning:
     config = run.experiment.checkpoint
     folder, found = folder_of(directory, config), None
-    if folder.exists() and (last := newest_position(folder)) is not None:
-        step, position = last
-        if step == run.experiment.training.steps:  # trained, but not evaluated: of that the weights alone are kept
+    if (last := newest_position(folder)) is not None and last[0] == run.experiment.training.steps:
+        # Trained, but not evaluated: of that the weights alone are kept.
+        try:
             _, params = restore_params(folder, abstract_state(run.program)["params"])
-            return Beginning(step, {"params": params}, position)
+            return Beginning(last[0], {"params": params}, last[1])
+        except UserError:
+            raise
+        except Exception as error:  # a library's, of any type
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"checkpoint of step {last[0]} is damaged ({reason}); trying an older one", stacklevel=2)
+            (folder / str(last[0])).rmtree()
+    if newest_position(folder) is not None:
         with Checkpoints(folder, config) as checkpoints:
             found = beginning_of(run, directory, checkpoints)
     if saved is not None and (found is None or found.step < saved[0].step):

@@ -39,8 +39,9 @@ class Ledger:
             steps = self._saved_steps()
             for directory in (self._folder / "runs").glob("*/metrics.jsonl"):
                 run = directory.parent.name
-                if (directory.parent / "result.json").exists():
-                    continue
+                begun = len(self._starts().get(run, [])) > len(self._before["starts"].get(run, []))
+                if not begun or (directory.parent / "result.json").exists():
+                    continue  # nothing was made of it, or everything
                 made = max((line["step"] for line in read_metrics(directory) if "loss" in line), default=0)
                 if made > steps.get(run, 0):
                     found[f"{run}, asked to stop"] = made - steps.get(run, 0)
