@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from precisionlm.errors import DivergedError, UserError
+from precisionlm.errors import DivergedError
 from precisionlm.packing.corpus import Order
 from precisionlm.packing.saved import Slot
-from precisionlm.storage.checkpoint import Checkpoints, folder_of, newest_position, restore_params
+from precisionlm.storage.checkpoint import Checkpoints, DamagedError, folder_of, newest_position, restore_params
 from precisionlm.storage.claim import claim
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import MetricsLog, RunDirectory, trim_metrics
@@ -174,11 +174,8 @@ def _beginning(run: Run, directory: RunDirectory, saved: tuple[Slot, Any] | None
         try:
             _, params = restore_params(folder, abstract_state(run.program)["params"])
             return Beginning(last[0], {"params": params}, last[1])
-        except UserError:
-            raise
-        except Exception as error:  # a library's, of any type
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(f"checkpoint of step {last[0]} is damaged ({reason}); trying an older one", stacklevel=2)
+        except DamagedError as error:
+            warnings.warn(f"{error}; trying an older one", stacklevel=2)
             (folder / str(last[0])).rmtree()
     if newest_position(folder) is not None:
         with Checkpoints(folder, config) as checkpoints:

@@ -38,6 +38,10 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
+class DamagedError(UserError):
+    """A checkpoint that cannot be read."""
+
+
 class Checkpoints:
     """The checkpoints of one run: written in the background by all processes, complete or absent, the newest `keep`
     kept. Where the disk refuses, the next of `check`, `save` and `wait` raises UserError. Use it as a context."""
@@ -216,11 +220,24 @@ def restore_params(folder: epath.PathLike, abstract_params: Any, step: int | Non
     if not steps or step not in (None, *steps):
         raise UserError(f"{folder} holds no checkpoint" + (f" of step {step}" if steps else ""))
     chosen = steps[0] if step is None else step
+    try:
+        with Quiet():
+            restored = _restored(root / str(chosen) / "state", {"params": abstract_params})
+    except UserError:
+        raise
+    except Exception as error:  # a library's, of any type
+        reason = " ".join(str(error).split())[:200]
+        let_go(error)
+        del error
+        collect_given_up()
+        raise DamagedError(f"{folder}: the checkpoint of step {chosen} is damaged: {reason}") from None
+    return chosen, restored["params"]
+
+
+def _restored(state: epath.Path, target: Any) -> Any:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        target = {"params": abstract_params}
-        state = root / str(chosen) / "state"
         _check_same(_common(checkpointer.metadata(state).item_metadata.tree, target), target)
-        restored = checkpointer.restore(
+        return checkpointer.restore(
             state,
             args=ocp.args.PyTreeRestore(
                 item=target,
@@ -228,7 +245,6 @@ def restore_params(folder: epath.PathLike, abstract_params: Any, step: int | Non
                 partial_restore=True,
             ),
         )
-    return chosen, restored["params"]
 
 
 def newest_position(folder: epath.PathLike) -> tuple[int, dict[str, Any]] | None:

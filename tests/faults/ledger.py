@@ -19,7 +19,7 @@ class Ledger:
 
     def __init__(self, job: Job, folder: Path):
         self._job, self._folder = job, folder
-        self._damaged: dict[Path, int] = {}  # checkpoints, by their inodes
+        self._damaged: dict[Path, tuple[int, int]] = {}  # checkpoints, by inodes and their times
         self._before: dict[str, Any] = {}
 
     def begin(self) -> None:
@@ -79,11 +79,11 @@ class Ledger:
             path.write_bytes(path.read_bytes()[: rng.randrange(size)])
         else:
             path.write_bytes(b"" if how == "emptied" else bytes(size))
-        self._damaged[newest] = newest.stat().st_ino
+        self._damaged[newest] = _of(newest)
         return f"{newest.relative_to(self._folder)}: {path.relative_to(newest)} {how}"
 
     def _sound_out(self) -> list[Path]:
-        return [path for path, inode in self._damaged.items() if path.exists() and path.stat().st_ino == inode]
+        return [path for path, of in self._damaged.items() if path.exists() and _of(path) == of]
 
     def _checkpoints(self) -> list[Path]:
         runs = self._folder / "runs"
@@ -126,3 +126,8 @@ class Ledger:
         except (OSError, ValueError):
             return 0
         return sum(tree["position"]["counts"].values())
+
+
+def _of(folder: Path) -> tuple[int, int]:
+    stat = folder.stat()
+    return stat.st_ino, stat.st_ctime_ns

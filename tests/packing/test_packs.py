@@ -258,7 +258,7 @@ def test_damaged_weights_of_a_trained_member_are_trained_again(members, prepared
         train_pack(prepared, [run], tmp_path, Keep())
     (weights,) = (tmp_path / run.run_id / "checkpoints").glob("[0-9]*")
     shutil.rmtree(weights / "state" / "ocdbt.process_0")
-    with pytest.warns(UserWarning, match=f"checkpoint of step {weights.name} is damaged"):
+    with pytest.warns(UserWarning, match=f"the checkpoint of step {weights.name} is damaged"):
         train_pack(prepared, [run], tmp_path, Keep())
     (mine,) = Result.read(RunDirectory(tmp_path, run.run_id)).evaluations
     (theirs,) = Result.read(RunDirectory(packed, run.run_id)).evaluations
