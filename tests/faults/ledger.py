@@ -116,7 +116,7 @@ class Ledger:
 
     def _files(self) -> dict[str, int]:
         """Results after training, by their inodes."""
-        found = (self._folder / "runs").glob("*/ptq/*.json") if self._job.kind == "ptq" else ()
+        found = (self._folder / "runs").glob("*/ptq/[!.]*.json") if self._job.kind == "ptq" else ()
         return {str(path.relative_to(self._folder)): path.stat().st_ino for path in found}
 
     def _journal(self) -> int:
