@@ -43,8 +43,9 @@ class Ledger:
                 if not begun or (directory.parent / "result.json").exists():
                     continue  # nothing was made of it, or everything
                 made = max((line["step"] for line in read_metrics(directory) if "loss" in line), default=0)
-                if made > steps.get(run, 0):
-                    found[f"{run}, asked to stop"] = made - steps.get(run, 0)
+                saved = max(steps.get(run, 0), self._starts()[run][-1])  # what it began from was no damage
+                if made > saved:
+                    found[f"{run}, asked to stop"] = made - saved
         for name, inode in self._before["files"].items():
             if self._files().get(name) != inode:
                 found[name] = 1
