@@ -1,8 +1,9 @@
 """One run in a pack: what is recorded of it, and when something is due."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -168,12 +169,15 @@ def claimed(run: Run, out: Path, order: Order, saved: tuple[Slot, Any] | None) -
 def _beginning(run: Run, directory: RunDirectory, saved: tuple[Slot, Any] | None) -> Beginning:
     config = run.experiment.checkpoint
     folder, found = folder_of(directory, config), None
-    if folder.exists() and (last := newest_position(folder)) is not None:
-        step, position = last
-        if step == run.experiment.training.steps:  # trained, but not evaluated: of that the weights alone are kept
-            with suppress(DamagedError):
-                _, params = restore_params(folder, abstract_state(run.program)["params"])
-                return Beginning(step, {"params": params}, position)
+    if (last := newest_position(folder)) is not None and last[0] == run.experiment.training.steps:
+        # Trained, but not evaluated: of that the weights alone are kept.
+        try:
+            _, params = restore_params(folder, abstract_state(run.program)["params"])
+            return Beginning(last[0], {"params": params}, last[1])
+        except DamagedError as error:
+            warnings.warn(f"{error}; trying an older one", stacklevel=2)
+            (folder / str(last[0])).rmtree()
+    if newest_position(folder) is not None:
         with Checkpoints(folder, config) as checkpoints:
             found = beginning_of(run, directory, checkpoints)
     if saved is not None and (found is None or found.step < saved[0].step):

@@ -11,8 +11,9 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from types import CoroutineType
-from typing import Any
+from typing import Any, ClassVar
 
 _LOGS = (logging.getLogger("absl"), logging.getLogger("asyncio"))  # where orbax's threads report
 _LAST_SECONDS = 30.0  # that what orbax gave up is waited for
@@ -21,22 +22,42 @@ _LAST_SECONDS = 30.0  # that what orbax gave up is waited for
 class Quiet:
     """While entered, orbax's threads report nothing."""
 
+    _entered: ClassVar[list["Quiet"]] = []  # in threads of their own, which leave in any order
+    _loud: ClassVar[Callable[[], None]]
+    _changing: ClassVar[threading.Lock] = threading.Lock()
+
     def __enter__(self) -> "Quiet":
-        self._hook, self._levels = sys.unraisablehook, [log.level for log in _LOGS]
-        for log in _LOGS:
-            log.setLevel(logging.CRITICAL)
-        sys.unraisablehook = self._unraisable
+        with self._changing:
+            if not self._entered:
+                Quiet._loud = self._silence()
+            self._entered.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        sys.unraisablehook = self._hook
-        for log, level in zip(_LOGS, self._levels, strict=True):
-            log.setLevel(level)
+        with self._changing:
+            self._entered.remove(self)
+            if not self._entered:
+                Quiet._loud()
 
-    def _unraisable(self, found: Any) -> None:
-        late_write = isinstance(found.exc_value, RuntimeError) and "loop is closed" in str(found.exc_value)
-        if not (late_write or _is_orbax(found.object)):
-            self._hook(found)
+    @staticmethod
+    def _silence() -> Callable[[], None]:
+        """Returns what ends it."""
+        hook, levels = sys.unraisablehook, [log.level for log in _LOGS]
+
+        def unraisable(found: Any) -> None:
+            late_write = isinstance(found.exc_value, RuntimeError) and "loop is closed" in str(found.exc_value)
+            if not (late_write or _is_orbax(found.object)):
+                hook(found)
+
+        def loud() -> None:
+            sys.unraisablehook = hook
+            for log, level in zip(_LOGS, levels, strict=True):
+                log.setLevel(level)
+
+        for log in _LOGS:
+            log.setLevel(logging.CRITICAL)
+        sys.unraisablehook = unraisable
+        return loud
 
 
 def let_go(error: BaseException) -> None:

@@ -41,7 +41,7 @@ def collect(root: Path) -> tuple[pd.DataFrame, list[str]]:
             return None
 
     def contents(directory: RunDirectory, folder: str) -> list[dict[str, Any]]:
-        names = sorted(f"{folder}/{path.name}" for path in (directory.path / folder).glob("*.json"))
+        names = sorted(f"{folder}/{path.name}" for path in (directory.path / folder).glob("[!.]*.json"))
         return [found for name in names if (found := readable(_evaluation, directory, name)) is not None]
 
     for directory in _run_directories(root):

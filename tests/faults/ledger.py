@@ -19,7 +19,7 @@ class Ledger:
 
     def __init__(self, job: Job, folder: Path):
         self._job, self._folder = job, folder
-        self._damaged: dict[Path, int] = {}  # checkpoints, by their inodes
+        self._damaged: dict[Path, tuple[int, int]] = {}  # checkpoints, by inodes and their times
         self._before: dict[str, Any] = {}
 
     def begin(self) -> None:
@@ -39,11 +39,13 @@ class Ledger:
             steps = self._saved_steps()
             for directory in (self._folder / "runs").glob("*/metrics.jsonl"):
                 run = directory.parent.name
-                if (directory.parent / "result.json").exists():
-                    continue
+                begun = len(self._starts().get(run, [])) > len(self._before["starts"].get(run, []))
+                if not begun or (directory.parent / "result.json").exists():
+                    continue  # nothing was made of it, or everything
                 made = max((line["step"] for line in read_metrics(directory) if "loss" in line), default=0)
-                if made > steps.get(run, 0):
-                    found[f"{run}, asked to stop"] = made - steps.get(run, 0)
+                saved = max(steps.get(run, 0), self._starts()[run][-1])  # what it began from was no damage
+                if made > saved:
+                    found[f"{run}, asked to stop"] = made - saved
         for name, inode in self._before["files"].items():
             if self._files().get(name) != inode:
                 found[name] = 1
@@ -78,11 +80,11 @@ class Ledger:
             path.write_bytes(path.read_bytes()[: rng.randrange(size)])
         else:
             path.write_bytes(b"" if how == "emptied" else bytes(size))
-        self._damaged[newest] = newest.stat().st_ino
+        self._damaged[newest] = _of(newest)
         return f"{newest.relative_to(self._folder)}: {path.relative_to(newest)} {how}"
 
     def _sound_out(self) -> list[Path]:
-        return [path for path, inode in self._damaged.items() if path.exists() and path.stat().st_ino == inode]
+        return [path for path, of in self._damaged.items() if path.exists() and _of(path) == of]
 
     def _checkpoints(self) -> list[Path]:
         runs = self._folder / "runs"
@@ -115,7 +117,7 @@ class Ledger:
 
     def _files(self) -> dict[str, int]:
         """Results after training, by their inodes."""
-        found = (self._folder / "runs").glob("*/ptq/*.json") if self._job.kind == "ptq" else ()
+        found = (self._folder / "runs").glob("*/ptq/[!.]*.json") if self._job.kind == "ptq" else ()
         return {str(path.relative_to(self._folder)): path.stat().st_ino for path in found}
 
     def _journal(self) -> int:
@@ -125,3 +127,8 @@ class Ledger:
         except (OSError, ValueError):
             return 0
         return sum(tree["position"]["counts"].values())
+
+
+def _of(folder: Path) -> tuple[int, int]:
+    stat = folder.stat()
+    return stat.st_ino, stat.st_ctime_ns

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from precisionlm.packing.corpus import Corpus, Order
 from precisionlm.packing.engine import Keep, Trained, train_pack
 from precisionlm.packing.prepare import Prepared
 from precisionlm.packing.program import PackShape, run_mesh
+from precisionlm.packing.reached import Results
 from precisionlm.ptq.evaluate import Options, quantize_run, weight_quantization
 from precisionlm.storage.claim import claim
 from precisionlm.storage.result import Result
@@ -277,3 +279,21 @@ def test_a_run_that_another_process_trains_is_passed_over(members, prepared, tmp
     assert outcome == {members[0].run_id: "busy", members[1].run_id: "done"}
     again = train_pack(prepared, members[:2], tmp_path).outcome
     assert again == {members[0].run_id: "done", members[1].run_id: "skipped"}
+
+
+def test_damaged_weights_of_a_trained_member_are_trained_again(members, prepared, packed, tmp_path, monkeypatch):
+    (run, *_) = members
+
+    def stopped(self):
+        raise PreemptedError("stopped")
+
+    with monkeypatch.context() as patch, pytest.raises(PreemptedError):
+        patch.setattr(Results, "evaluate", stopped)
+        train_pack(prepared, [run], tmp_path, Keep())
+    (weights,) = (tmp_path / run.run_id / "checkpoints").glob("[0-9]*")
+    shutil.rmtree(weights / "state" / "ocdbt.process_0")
+    with pytest.warns(UserWarning, match=f"the checkpoint of step {weights.name} is damaged"):
+        train_pack(prepared, [run], tmp_path, Keep())
+    (mine,) = Result.read(RunDirectory(tmp_path, run.run_id)).evaluations
+    (theirs,) = Result.read(RunDirectory(packed, run.run_id)).evaluations
+    assert mine == theirs
