@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from precisionlm import yaml_text
+from precisionlm import words, yaml_text
 from precisionlm.errors import UserError
 from precisionlm.precision.recipe import parse_recipe
 from precisionlm.sections import Section, validated
@@ -47,9 +47,9 @@ class ModelConfig(Section):
     tie_embeddings: bool = Field(False, description="one matrix for embedding and head")
     qk_norm: bool = Field(False, description="RMSNorm of queries and keys per head")
     projection_norm: bool = Field(False, description="another RMSNorm before out and down (BitNet style, Kumar et al.)")
-    rope_base: float = Field(10000.0, gt=0)
+    rope_base: float = Field(10000.0, gt=0, description="largest wavelength of the rotary embedding / 2 pi (tokens)")
     rope_scaling: RopeScaling | None = Field(None, description="Llama 3's, for longer texts; none if absent")
-    norm_epsilon: float = Field(1e-6, gt=0)
+    norm_epsilon: float = Field(1e-6, gt=0, description="added to the mean square in RMSNorm")
     init_std: float = Field(0.02, gt=0, description="of weights; out and down are divided by sqrt(2 layers)")
 
     @model_validator(mode="after")
@@ -99,14 +99,16 @@ class OptimizerConfig(Section):
     scale_learning_rate: float = Field(
         1e-3, ge=0, description="peak for learned scales (lsq, lac), which are logarithms; same schedule"
     )
-    schedule: Literal["cosine", "wsd", "linear"] = "cosine"
+    schedule: Literal["cosine", "wsd", "linear"] = Field(
+        "cosine", description="of the learning rate after warm-up; wsd: constant, then linear decay"
+    )
     warmup_steps: int | None = Field(None, ge=0, description="linear warm-up; warmup_fraction of all steps if absent")
-    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="of all steps, for linear warm-up")
     decay_fraction: float = Field(0.2, gt=0, le=1, description="of all steps, for wsd's linear decay")
     final_fraction: float = Field(0.0, ge=0, le=1, description="last learning rate / peak")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    epsilon: float = Field(1e-8, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay a step of the mean gradient")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay a step of the mean squared gradient")
+    epsilon: float = Field(1e-8, gt=0, description="AdamW: added to the root of the mean squared gradient")
     weight_decay: float = Field(0.1, ge=0, description="decoupled, on matrices only")
     clip_norm: float = Field(1.0, gt=0, description="global gradient norm")
     depth_scale: int | None = Field(
@@ -123,7 +125,9 @@ class PrecisionConfig(Section):
     """Which operand of which site gets which number format."""
 
     recipe: str = Field("bf16", description="see precisionlm.precision.recipe")
-    backward: Literal["quantized", "unquantized"] = "quantized"
+    backward: Literal["quantized", "unquantized"] = Field(
+        "quantized", description="whether gradient products take the quantized operands of the forward pass"
+    )
     execution: Literal["simulated", "native"] = Field("simulated", description="native: int4, int8, fp8 products")
 
     @field_validator("recipe")
@@ -194,8 +198,8 @@ class CheckpointConfig(Section):
     """When state is saved; also at the end and when the machine is taken away."""
 
     folder: str | None = Field(None, description="where they go, such as gs://bucket/runs; else the run directory")
-    every_steps: int | None = Field(None, ge=1)
-    every_seconds: float | None = Field(600.0, gt=0)
+    every_steps: int | None = Field(None, ge=1, description="steps between saves; by time alone if absent")
+    every_seconds: float | None = Field(600.0, gt=0, description="seconds between saves; by steps alone if null")
     keep: int = Field(2, ge=1, description="checkpoints kept")
     notice: Literal["gce", "aws"] | None = Field(None, description="ask this cloud whether it takes the machine away")
     trunk: bool = Field(False, description="wsd: keep the state before the decay; longer runs begin from it")
@@ -217,7 +221,7 @@ class TrackingConfig(Section):
 class Experiment(Section):
     """One training run: a point (N, D, precision)."""
 
-    name: str = ""
+    name: str = Field("", description="free text that groups runs in tables; no part of the run id")
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
@@ -299,4 +303,4 @@ def _value(flag: str, key: str, text: str) -> Any:
 
 def build(tree: dict[str, Any], source: str) -> Experiment:
     """Validate a tree. Raises UserError: file, key path, what is wrong and the nearest valid key or the range."""
-    return validated(Experiment, tree, source)
+    return validated(Experiment, tree, source, words.KEYS)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "errors",
+        "words",
         "json_text",
         "yaml_text",
         "whole_file",

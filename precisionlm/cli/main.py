@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from precisionlm.cli.boundary import guarded
+from precisionlm.cli.config import add_config
 from precisionlm.cli.data import add_data
 from precisionlm.cli.hub import add_hub
 from precisionlm.cli.ptq import add_ptq
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"precisionlm {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
+    add_config(verbs)
     add_data(verbs)
     add_training(verbs)
     add_ptq(verbs)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from precisionlm.errors import UserError, nearest
+from precisionlm.words import FORMATS
 
 
 @partial(
@@ -189,7 +190,9 @@ def parse_format(word: str) -> Format:
         named = not suffix or word in ("e4m3fn", "e5m2f")
         if exponent <= 8 and mantissa <= 10 and exponent + mantissa >= 1 and named:
             return _float(word, exponent, mantissa)
-    raise UserError(f"'{word}' is no number format; {nearest(word, _NAMES)} (int2…int12, eXmY with X ≤ 8 and Y ≤ 10)")
+    meant = FORMATS.get(word.lower())
+    hint = f"did you mean {meant}?" if meant else nearest(word, _NAMES)
+    raise UserError(f"'{word}' is no number format; {hint} (int2…int12, eXmY with X ≤ 8 and Y ≤ 10)")
 
 
 def _float(word: str, exponent: int, mantissa: int) -> Format:

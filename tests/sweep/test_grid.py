@@ -70,7 +70,7 @@ def test_the_experiment_can_be_a_file_and_overrides_win(tmp_path):
         ({"where": ["N > 1", "D > 1e30"]}, "where: none of the 1 rows is left"),
         ({"lr": {}}, "lr: give one rule: mup or law"),
         ({"lr": 3e-3}, "lr = 0.003: must be a section with keys of mup, law"),
-        ({"lr": {"mup": {"bse_width": 3, "rate": 1}}}, "key 'lr.mup.base_width' is missing"),
+        ({"lr": {"mup": {"bse_width": 3, "rate": 1}}}, "'lr.mup.bse_width'; did you mean 'base_width'?"),
         ({"lr": {"mup": {"base_width": 3, "rate": 1, "widht": 1}}}, "unknown key 'lr.mup.widht'"),
         ({"lr": {"mup": {"base_width": 3, "rate": -1}}}, "lr.mup.rate = -1"),
         ({"lr": {"law": {"rate": 1, "N": -0.2}}}, "lr.law: the exponent N needs at.N"),
