@@ -86,7 +86,7 @@ class _LogReporter:
     def __call__(self, share: float, text: str) -> None:
         now = time.monotonic()
         left = self._time_left.after(now, share)
-        if now < self._next:
+        if now < self._next and share < 1:  # the last is always told
             return
         self._next = now + _LOG_EVERY_SECONDS
         elapsed = now - self._began

@@ -1,6 +1,8 @@
 """The verbs that run models one by one: train, evaluate."""
 
 import argparse
+import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from precisionlm.cli.jobs import add_job_arguments, joined, planned, reporting_f
 from precisionlm.cli.verbs import add_verb, loss_text, print_runs, surviving
 from precisionlm.errors import DIVERGED, DONE
 from precisionlm.json_text import dumps
+from precisionlm.progress import Reporter
 
 
 def add_training(verbs: Any) -> None:
@@ -60,15 +63,26 @@ def _train(args: argparse.Namespace) -> int:
                 rows = on_all(lambda: plan([experiment], args.out))
                 return print_runs(planned(rows, args.chip, args.mfu), args.json) if is_first() else DONE
             with reporting_first("train") as report:
-                outcome = train(
-                    experiment,
-                    args.out,
-                    lambda step, steps, loss: report(step / steps, f"step {step}/{steps} loss {loss:.4f}"),
-                    interrupted,
-                )
+                report(0.0, "setting up, compiling the step")
+                told = _Steps(report, experiment.batch_tokens)
+                outcome = train(experiment, args.out, told, interrupted)
     if is_first():
         _print_outcome(outcome, args.json)
     return DIVERGED if outcome.result.status == "diverged" else DONE
+
+
+class _Steps:
+    """Reports steps with their loss (nats/token) and the speed of the latest ones (tokens/s)."""
+
+    def __init__(self, report: Reporter, batch_tokens: int):
+        self._report, self._batch_tokens = report, batch_tokens
+        self._recent: deque[tuple[float, int]] = deque(maxlen=20)
+
+    def __call__(self, step: int, steps: int, loss: float) -> None:
+        self._recent.append((time.monotonic(), step))
+        (begun, first), (now, _) = self._recent[0], self._recent[-1]
+        speed = f"  {(step - first) * self._batch_tokens / (now - begun):,.0f} tokens/s" if now > begun else ""
+        self._report(step / steps, f"step {step:,}/{steps:,}  loss {loss:.4f}{speed}")
 
 
 def _evaluate(args: argparse.Namespace) -> int:
