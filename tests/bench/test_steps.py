@@ -97,4 +97,4 @@ def test_devices_that_cannot_share_a_batch_are_refused():
 
 def test_no_rounds_is_one_line():
     found = precisionlm("bench", "precision", "--size", "tiny", "--rounds", 0)
-    assert found.returncode == 2 and found.stderr.strip().splitlines()[-1].endswith("--rounds 0: at least 1")
+    assert found.returncode == 2 and found.stderr.strip().splitlines()[-1].endswith("--rounds 0: must be 1 to 1,000")

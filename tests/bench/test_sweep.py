@@ -142,13 +142,13 @@ def test_the_table_has_ratios_side_by_side():
         (["--sizes", "2M"], "--size 2M"),
         (["--jobs", "paked"], "--jobs paked: valid: packed, unpacked, separate"),
         (["--jobs", ""], "--jobs: nothing to measure"),
-        (["--runs", "0"], "--runs 0: at least 1"),
-        (["--tokens", "0"], "--tokens 0.0: more than 0"),
+        (["--runs", "0"], "--runs 0: must be 1 to 10,000"),
+        (["--tokens", "0"], "--tokens 0: must be a positive number"),
         (["--baseline", "/nowhere"], "--baseline /nowhere: holds no source tree of precisionlm"),
         (["--torch", "/no/python"], "--torch /no/python: no such program"),
         (["--data", "/nowhere"], "/nowhere holds no prepared data"),
         (["--steps-only", "--runs", "9"], "--runs 9: a positive multiple of the 8 devices"),
-        (["--steps-only", "--runs", "8", "--dispatch", "0"], "--dispatch 0 and --rounds 5: at least 1 each"),
+        (["--steps-only", "--runs", "8", "--dispatch", "0"], "--dispatch 0: must be 1 to 10,000"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(words, message, capsys):
