@@ -140,7 +140,7 @@ class _Pack:
             self._settle(pending)
             pending = now
             stop, due = self._interrupted(), time.monotonic() - saved_at > self._keep.every_seconds
-            if stop or due or self._needs_attention():
+            if stop or due or self._needs_attention() or self._narrower():
                 self._settle(pending)
                 pending = None
                 self._attend()
