@@ -13,7 +13,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "json_text", "yaml_text", "whole_file", "progress", "columns", "expressions", "analysis.table"),
     ("precision", "cluster", "sections", "analysis.laws"),
     ("config", "identity", "analysis.table.read", "analysis.table.symbols", "analysis.fitting"),
-    ("data", "model", "storage", "analysis.decisions"),
+    ("data", "model", "storage", "analysis.decisions", "analysis.predictions"),
     ("training", "analysis.figures"),
     ("compiling", "packing", "ptq", "hub", "analysis.report"),
     ("sweep", "bench", "watching"),

@@ -35,6 +35,7 @@ from precisionlm.cli.fit_arguments import (
 from precisionlm.cli.plan import plan
 from precisionlm.cli.plan_question import add_plan_arguments
 from precisionlm.cli.plan_words import describe
+from precisionlm.cli.predictions import add_predictions
 from precisionlm.cli.profile import profiles
 from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import UserError
@@ -47,6 +48,7 @@ def add_verbs(subparsers: Any) -> None:
     _add_plan(subparsers)
     add_figures(subparsers)
     add_report(subparsers)
+    add_predictions(subparsers)
 
 
 def _add_fit(subparsers: Any) -> None:

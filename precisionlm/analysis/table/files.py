@@ -26,8 +26,9 @@ PACKED: dict[str, tuple[str, Callable[..., Any]]] = {
 }  # fmt: skip
 UNPACKED: tuple[Any, Callable[..., Any]] = (None, open)
 PUBLISHED = {path.stem: path for path in sorted((Path(__file__).parents[1] / "published").glob("*.parquet"))}
-SUFFIXES = "a runs table ends in .csv, .tsv (also .gz, .bz2, .xz) or .parquet; a published one is called " + " or ".join(
-    PUBLISHED
+SUFFIXES = (
+    "a runs table ends in .csv, .tsv (also .gz, .bz2, .xz) or .parquet; a published one is called "
+    + " or ".join(PUBLISHED)
 )
 # What pandas takes for missing, but for None: there people write None for "not quantized", a level like any other.
 MISSING = ("", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null", "-nan", "-NaN")
