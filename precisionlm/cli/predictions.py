@@ -33,8 +33,8 @@ def add_predictions(subparsers: Any) -> None:
     """Register the verbs predict and score."""
     parser = add_verb(
         subparsers, "predict", run_predict,
-        "Write down what fitted laws say of cells before they are run, with the interval in which 95 % of such runs "
-        "should lie. Prints the file's sha256, for the commit that holds it.",
+        "Write down what fitted laws say of cells before they are run. Each prediction has the interval in which 95 % "
+        "of such runs should lie. Prints the file's sha256, for the commit that holds it.",
         "precisionlm predict --runs runs.parquet --law chinchilla,kumar --cells held_out.yaml -o predictions.csv",
     )  # fmt: skip
     add_table_arguments(parser)

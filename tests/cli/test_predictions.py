@@ -20,7 +20,8 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs(noise=0.002).to_csv("runs.csv", index=False)
     cells = [{"N_params": 32_000_000, "D_tokens": [20_480_000, 61_440_000, 184320000], "schedule": "cosine"},
-             {"N_params": [5], "D_tokens": 20_480_000.0}, {"N_params": 1e6, "D_tokens": 20_480_000, "w_bits": 4}]  # fmt: skip
+             {"N_params": [5], "D_tokens": 20_480_000.0},
+             {"N_params": 1e6, "D_tokens": 20_480_000, "w_bits": 4}]  # fmt: skip
     (tmp_path / "cells.yaml").write_text(yaml.safe_dump({"cells": cells}))
     return tmp_path
 
@@ -97,7 +98,8 @@ def test_a_list_of_cells_that_is_none(tmp_path, text, line):
 
 
 def test_the_runs_of_a_sweep_are_cells_as_the_table_will_name_them(tokens_folder, tmp_path):
-    sweep = {"experiment": tiny_tree(tokens_folder), "grid": {"tokens": [1e4, 2e4], "precision.recipe": ["bf16", "W3A8"]},
+    sweep = {"experiment": tiny_tree(tokens_folder),
+             "grid": {"tokens": [1e4, 2e4], "precision.recipe": ["bf16", "W3A8"]},
              "seeds": 2, "evaluate": {"ptq": ["W3", "mxfp4"]}}  # fmt: skip
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(sweep))
     cells = read_cells(tmp_path / "s.yaml")

@@ -71,7 +71,7 @@ def test_what_is_missing_ambiguous_or_failed_is_named_and_not_scored():
         ("failed", "the run is diverged"),
         ("ambiguous", "2 rows fit: they differ in learning_rate, run_id"),
     ]
-    assert "N_params=77, D_tokens=20480000, schedule=cosine" == found.unmatched[0].cell
+    assert found.unmatched[0].cell == "N_params=77, D_tokens=20480000, schedule=cosine"
     (group, *_) = found.groups
     assert (group.scored, group.missing, group.failed, group.ambiguous) == (27, 1, 1, 1)
 
