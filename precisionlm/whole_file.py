@@ -1,7 +1,9 @@
-"""Files that are complete or absent, and on disk: written under another name, synced, renamed, the folder synced."""
+"""Files and folders that are complete or absent, and on disk: written under another name, synced, renamed, the folder
+synced."""
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,6 +29,37 @@ def written(path: Path, kept: str = "") -> Iterator[Path]:
                 partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}{kept}") from None
+
+
+def _nothing(folder: Path) -> bool:
+    return False
+
+
+@contextmanager
+def filled(out: Path, ours: Callable[[Path], bool] = _nothing) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when the block ends and is removed if it fails. ours: whether what is there
+    may be replaced. Raises UserError where something else is there, and where it cannot be written."""
+    if "\0" in str(out):
+        raise UserError("the path of a folder holds a null character")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not ours(out))):
+        raise UserError(f"{out} is there and not empty; give a new folder")
+    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("partial", "old"))
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.rglob("*"):
+            sync(path)
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+        sync(out.parent)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}; nothing is left of it") from None
+    finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        for rest in (partial, old):
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

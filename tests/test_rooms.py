@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data", "model", "storage", "analysis.decisions", "analysis.predictions"),
     ("training", "analysis.figures"),
     ("compiling", "packing", "ptq", "hub", "analysis.report"),
-    ("sweep", "bench", "watching"),
+    ("sweep", "bench", "watching", "analysis.publishing"),
     ("cli",),
 )
 ONLY_HERE = {"aqt": ("precision/dot_general.py",), "orbax": ("storage/checkpoint.py",)}

@@ -43,7 +43,7 @@ from precisionlm.errors import UserError
 
 def add_verbs(subparsers: Any) -> None:
     """Register the verbs on an argparse subparsers object."""
-    _add_fit(subparsers)
+    add_fit(subparsers)
     _add_compare(subparsers)
     _add_plan(subparsers)
     add_figures(subparsers)
@@ -51,7 +51,8 @@ def add_verbs(subparsers: Any) -> None:
     add_predictions(subparsers)
 
 
-def _add_fit(subparsers: Any) -> None:
+def add_fit(subparsers: Any) -> None:
+    """Register the verb fit."""
     parser = add_verb(
         subparsers, "fit", run_fit,
         "Fit a scaling law to a runs table. Prints the constants with intervals, how well they are determined, and "
