@@ -199,6 +199,7 @@ def test_every_verb_has_help_with_an_example(capsys):
         "report",
         "predict",
         "score",
+        "publish",
         "demo",
     ]:
         assert verb in listing

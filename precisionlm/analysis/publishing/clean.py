@@ -10,7 +10,7 @@ from precisionlm.columns import COLUMNS
 _TYPES: dict[str, Any] = {"str": "string", "int": "Int64", "float": "float64", "bool": "boolean"}
 # /home/me/x, ~/x, C:\\x, file:///x; not int4/had32, not ../x, not the path in gs://bucket/x.
 _PATH = re.compile(
-    r"(?<![\w/:.~\\])(?:file://)?(?:[A-Za-z]:[\\/]|~?/)(?:[^\s,;:'\"()<>|]*[\\/])?(?=[^\s,;:'\"()<>|\\/])"
+    r"(?<![\w/:.~<\\])(?:file://)?(?:[A-Za-z]:[\\/]|~?/)(?:[^\s,;:'\"()<>|]*[\\/])?(?=[^\s,;:'\"()<>|\\/])"
 )
 
 

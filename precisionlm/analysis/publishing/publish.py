@@ -75,21 +75,16 @@ def publish(
         content = metadata(frame, stated.title, about, files, stated.as_croissant())
         (folder / CROISSANT).write_text(dumps(content, indent=1) + "\n", encoding="utf-8")
         if fits:
-            _report(
-                frame,
-                fits,
-                folder,
-                stated.title,
-                decisions,
-                {"made by": made_by, "table": TABLE, f"sha256 of {TABLE}": files[0]["sha256"]},
-            )
+            provenance = {"made by": made_by, "table": TABLE, f"sha256 of {TABLE}": files[0]["sha256"]}
+            _report(frame, fits, folder, stated.title, decisions, provenance)
     return sorted(path for path in out.rglob("*") if path.is_file())
 
 
 def ours(folder: Path) -> bool:
     """Whether a folder holds what `publish` writes and nothing else."""
-    names = {path.name for path in folder.iterdir()}
-    return {TABLE, CSV, CARD, CROISSANT} <= names <= {TABLE, CSV, CARD, CROISSANT, REPORT, FIGURES}
+    names, drawn = {path.name for path in folder.iterdir()}, (folder / FIGURES).glob("*")
+    known = {TABLE, CSV, CARD, CROISSANT} <= names <= {TABLE, CSV, CARD, CROISSANT, REPORT, FIGURES}
+    return known and all(path.suffix in (".svg", ".png") for path in drawn)
 
 
 def sentence(frame: pd.DataFrame) -> str:
