@@ -72,6 +72,7 @@ def test_croissant_describes_files_and_every_column(table, tmp_path):
     assert used <= set(found["@context"]) | schema_org | {"@type", "@id"}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its own libraries
 def test_mlcroissant_accepts_it(table, tmp_path):
     mlcroissant = pytest.importorskip("mlcroissant", reason="mlcroissant, the reference reader, is not installed")
     publish(ready(table), tmp_path / "out", STATED)
