@@ -126,20 +126,20 @@ def _group_json(group: Group) -> dict[str, Any]:
 
 
 def _pair_json(pair: Pair) -> dict[str, Any]:
-    return asdict(pair) | {"error": pair.error, "relative": pair.relative}
+    return asdict(pair) | {"error": pair.error, "relative": pair.relative, "inside": pair.inside}
 
 
 def _lines(found: Score) -> list[str]:
     """The groups as a table, the worst cells of each law, what was not scored, and the verdicts."""
     head = ("law", "of", "block", "scored", "missing", "ambiguous", "failed", "mean error", "max error", "nats/token",
-            "inside its interval")  # fmt: skip
+            "inside its interval", "interval")  # fmt: skip
     rows = [head, *(_row(g) for g in found.groups)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     for group in (g for g in found.groups if not g.block):
         for p in group.worst:
             side = {True: "inside", False: "outside", None: "no"}[p.inside]
-            lines.append(f"worst of {group.law}, {group.quantity}: {p.cell}: predicted {p.predicted:.6g}, observed "
+            lines.append(f"worst of {group.law}, {group.quantity}: {p.cell}: run {p.run}: predicted {p.predicted:.6g}, observed "
                          f"{p.observed:.6g} ({p.relative:.2%}, {side} interval)")  # fmt: skip
     lines += [f"{u.problem}: {u.law}, {u.quantity}: {u.cell}: {u.why}" for u in found.unmatched]
     return [*lines, *found.verdicts]
@@ -151,4 +151,4 @@ def _row(group: Group) -> tuple[str, ...]:
     )
     lost = ("", "", "") if group.block else (str(group.missing), str(group.ambiguous), str(group.failed))
     return (group.law, group.quantity, group.block or "all", str(group.scored), *lost, f"{group.mean_relative:.2%}",
-            f"{group.max_relative:.2%}", f"{group.mean_absolute:.4f}", share)  # fmt: skip
+            f"{group.max_relative:.2%}", f"{group.mean_absolute:.4f}", share, f"± {group.half_width:.2%}" if group.with_interval else "")  # fmt: skip

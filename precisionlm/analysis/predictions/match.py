@@ -97,6 +97,7 @@ class Runs:
 
     def _apart(self, rows: list[int]) -> str:
         differ = [c for c in _APART if c in self.frame.columns and len(set(texts(self.frame, c)[rows])) > 1]
+        differ = [c for c in differ if c != "run_id"] or differ
         told = f"they differ in {', '.join(differ[:4])}" if differ else "nothing that identifies runs tells them apart"
         return f"{len(rows)} rows fit: {told}"
 

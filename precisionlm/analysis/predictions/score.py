@@ -1,5 +1,6 @@
 """Predictions against the runs that were made after them: how far off, and how many inside their stated interval."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,17 +20,25 @@ QUANTITIES = ("val_loss", "delta")
 
 @dataclass(frozen=True)
 class Pair:
-    """A prediction and one run that it is about. error: predicted less observed, nats/token. inside: of the interval,
-    None where none is stated. bf16: nothing of the run is quantized. block: of the run."""
+    """A prediction and one run that it is about. error: predicted less observed, nats/token. lower, upper: the stated
+    interval, NaN without one. bf16: nothing of the run is quantized. block, run: of the run."""
 
     law: str
     quantity: str
     block: str
+    run: str
     cell: str
     predicted: float
     observed: float
-    inside: bool | None
+    lower: float
+    upper: float
     bf16: bool
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the run lies in the interval; None where none is stated."""
+        stated = math.isfinite(self.lower) and math.isfinite(self.upper)
+        return self.lower <= self.observed <= self.upper if stated else None
 
     @property
     def error(self) -> float:
@@ -56,7 +65,8 @@ class Unmatched:
 class Group:
     """The scored predictions of a law and quantity; of one block of runs, or of all (block ''). predictions: of the law
     (count; of a block those that found runs of it); scored: pairs with a run; errors as shares of what was observed,
-    and in nats/token."""
+    and in nats/token; half_width: of the intervals, the same share, in the mean: wide ones hold everything. worst:
+    pairs of the largest errors, one a cell."""
 
     law: str
     quantity: str
@@ -70,6 +80,7 @@ class Group:
     mean_absolute: float
     with_interval: int
     inside: int
+    half_width: float
     worst: tuple[Pair, ...]
 
 
@@ -131,6 +142,7 @@ def score(predictions: pd.DataFrame, frame: pd.DataFrame, by: str | None = None,
     observed = _observed(predictions, frame)
     block = texts(frame, by) if by else np.full(len(frame), "", object)
     plain = _unquantized(frame)
+    run = texts(frame, "run_id") if "run_id" in frame.columns else np.array([f"row {i + 1}" for i in range(len(frame))])
     law, quantity = texts(predictions, "law"), texts(predictions, "quantity")
     value = numbers(predictions, "predicted")
     low, high = (numbers(predictions, c) if c in predictions.columns else np.full(len(value), np.nan)
@@ -147,9 +159,9 @@ def score(predictions: pd.DataFrame, frame: pd.DataFrame, by: str | None = None,
             if not np.isfinite(seen):
                 unmatched.append(Unmatched(name, what, told, "missing", f"its row has no {what}"))
                 continue
-            stated = np.isfinite([low[i], high[i]]).all()
-            inside = bool(low[i] <= seen <= high[i]) if stated else None
-            pairs.append(Pair(name, what, str(block[row] or ""), told, float(value[i]), seen, inside, bool(plain[row])))
+            of_run = str(block[row] or ""), str(run[row] or "")
+            ends = float(low[i]), float(high[i])
+            pairs.append(Pair(name, what, *of_run, told, float(value[i]), seen, *ends, bool(plain[row])))
     if not pairs:
         first = unmatched[0]
         raise UserError(f"none of {len(predictions)} predictions can be scored: {first.cell}: {first.why}")
@@ -190,13 +202,16 @@ def _groups(pairs: Sequence[Pair], unmatched: Sequence[Unmatched], worst: int) -
 def _group(law: str, quantity: str, block: str, own: Sequence[Pair], lost: Counter[str], worst: int) -> Group:
     relative = np.array([p.relative for p in own])
     told = [p for p in own if p.inside is not None]
-    order = sorted(own, key=lambda p: -p.relative)
+    widths = [(p.upper - p.lower) / 2 / abs(p.observed) for p in told if p.observed]
+    largest = {p.cell: p for p in sorted(own, key=lambda p: p.relative)}  # the last one of a cell stays
+    order = sorted(largest.values(), key=lambda p: -p.relative)
     return Group(
         law, quantity, block, len(own), lost["missing"], lost["ambiguous"], lost["failed"],
         mean_relative=float(relative.mean()) if own else float("nan"),
         max_relative=float(relative.max()) if own else float("nan"),
         mean_absolute=float(np.mean([abs(p.error) for p in own])) if own else float("nan"),
-        with_interval=len(told), inside=sum(bool(p.inside) for p in told), worst=tuple(order[:worst]),
+        with_interval=len(told), inside=sum(bool(p.inside) for p in told),
+        half_width=float(np.mean(widths)) if widths else float("nan"), worst=tuple(order[:worst]),
     )  # fmt: skip
 
 

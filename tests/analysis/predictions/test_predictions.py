@@ -41,6 +41,7 @@ def test_the_law_itself_scores_as_right_and_a_shifted_one_does_not():
     frame = runs()
     (group, *blocks) = score(predictions(frame), frame).groups
     assert (group.scored, group.with_interval, group.inside) == (30, 30, 30) and group.max_relative < 1e-12
+    assert group.half_width == pytest.approx(0.001)
     assert {b.block: b.scored for b in blocks} == {"small": 15, "large": 15}
     told = predictions(frame)
     shifted = told.assign(**{c: told[c] * 1.02 for c in ("predicted", "lower", "upper")})
@@ -54,7 +55,8 @@ def test_the_law_itself_scores_as_right_and_a_shifted_one_does_not():
 def test_every_seed_is_scored_and_a_whole_step_of_tokens_is_the_same_budget():
     frame = runs(seeds=3)
     told = predictions(frame).assign(D_tokens=lambda p: p.D_tokens + 4000.0)
-    assert score(told, frame).groups[0].scored == 90
+    (group, *_) = score(told, frame).groups
+    assert group.scored == 90 and len({pair.cell for pair in group.worst}) == 3
     with pytest.raises(UserError, match=r"N_params=1000000, .*: no row has D_tokens"):
         score(told.assign(D_tokens=told.D_tokens + 400), frame)
 
@@ -69,7 +71,7 @@ def test_what_is_missing_ambiguous_or_failed_is_named_and_not_scored():
     assert [(u.problem, u.why) for u in found.unmatched] == [
         ("missing", "no row has N_params 77 with what is named before it"),
         ("failed", "the run is diverged"),
-        ("ambiguous", "2 rows fit: they differ in learning_rate, run_id"),
+        ("ambiguous", "2 rows fit: they differ in learning_rate"),
     ]
     assert found.unmatched[0].cell == "N_params=77, D_tokens=20480000, schedule=cosine"
     (group, *_) = found.groups
