@@ -139,8 +139,8 @@ def _lines(found: Score) -> list[str]:
     for group in (g for g in found.groups if not g.block):
         for p in group.worst:
             side = {True: "inside", False: "outside", None: "no"}[p.inside]
-            lines.append(f"worst of {group.law}, {group.quantity}: {p.cell}: run {p.run}: predicted {p.predicted:.6g}, observed "
-                         f"{p.observed:.6g} ({p.relative:.2%}, {side} interval)")  # fmt: skip
+            values = f"predicted {p.predicted:.6g}, observed {p.observed:.6g} ({p.relative:.2%}, {side} interval)"
+            lines.append(f"worst of {group.law}, {group.quantity}: {p.cell}: run {p.run}: {values}")
     lines += [f"{u.problem}: {u.law}, {u.quantity}: {u.cell}: {u.why}" for u in found.unmatched]
     return [*lines, *found.verdicts]
 
@@ -150,5 +150,6 @@ def _row(group: Group) -> tuple[str, ...]:
         f" ({group.inside / group.with_interval:.0%})" if group.with_interval else ""
     )
     lost = ("", "", "") if group.block else (str(group.missing), str(group.ambiguous), str(group.failed))
+    width = f"± {group.half_width:.2%}" if group.with_interval else ""
     return (group.law, group.quantity, group.block or "all", str(group.scored), *lost, f"{group.mean_relative:.2%}",
-            f"{group.max_relative:.2%}", f"{group.mean_absolute:.4f}", share, f"± {group.half_width:.2%}" if group.with_interval else "")  # fmt: skip
+            f"{group.max_relative:.2%}", f"{group.mean_absolute:.4f}", share, width)  # fmt: skip
