@@ -26,7 +26,7 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
     for column in (c for c in COLUMNS if c.name in frame.columns):
         try:
             found[column.name] = frame[column.name].astype(_TYPES[column.dtype])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last: no whole number is infinite
             continue
     return frame.assign(**found)
 

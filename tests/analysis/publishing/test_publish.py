@@ -51,6 +51,13 @@ def test_the_folder_reads_back_as_the_table(table, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+def test_a_column_that_holds_something_else_stays_as_it_is():
+    frame = pd.DataFrame({"steps": [1.0, np.inf], "seed": ["0", "x"], "N_params": [1.0, 2.0], "schema": [1.5, 2.0]})
+    found = typed(frame)
+    assert found["steps"].tolist() == [1.0, np.inf] and found["seed"].tolist() == ["0", "x"]
+    assert str(found["N_params"].dtype) == "Int64" and found["schema"].tolist() == [1.5, 2.0]
+
+
 def test_croissant_describes_files_and_every_column(table, tmp_path):
     publish(ready(table), tmp_path / "out", STATED)
     found = json.loads((tmp_path / "out" / "croissant.json").read_text())
