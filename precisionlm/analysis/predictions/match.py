@@ -25,8 +25,8 @@ _APART = ("evaluation", "eval_recipe", "intermediate", "recipe", "precision_hash
 
 @dataclass(frozen=True)
 class Found:
-    """rows: positions in the runs table, one of every seed; problem: missing, ambiguous or failed, '' if none; why: in
-    words."""
+    """rows: positions in the runs table, one of every seed that ended; problem: missing, ambiguous or failed (some seeds,
+    or all), '' if none; why: in words."""
 
     rows: tuple[int, ...]
     problem: str = ""
@@ -66,11 +66,12 @@ class Runs:
             kind = "quantized after training" if after else "evaluated as it was trained"
             return Found((), "missing", f"no such row is {kind} at the end of its run")
         ended = [int(i) for i in rows if self._status[i] == "done"]
-        if not ended:
-            return Found((), "failed", f"the run is {self._status[rows[0]]}")
+        lost = sorted({str(self._status[i]) for i in rows} - {"done"})
         seeds = texts(self.frame, "seed")[ended] if "seed" in self.frame.columns else np.zeros(len(ended))
         if len(set(seeds)) < len(ended):
             return Found((), "ambiguous", self._apart(ended))
+        if lost:
+            return Found(tuple(ended), "failed", f"{len(rows) - len(ended)} of {len(rows)} runs: {', '.join(lost)}")
         return Found(tuple(ended))
 
     def _has(self, name: str, value: Any) -> np.ndarray:

@@ -57,6 +57,9 @@ def test_every_seed_is_scored_and_a_whole_step_of_tokens_is_the_same_budget():
     told = predictions(frame).assign(D_tokens=lambda p: p.D_tokens + 4000.0)
     (group, *_) = score(told, frame).groups
     assert group.scored == 90 and len({pair.cell for pair in group.worst}) == 3
+    found = score(told, frame.assign(status=["diverged"] + ["done"] * 89))
+    assert (found.groups[0].scored, found.groups[0].failed) == (89, 1)
+    assert found.unmatched[0].why == "1 of 3 runs: diverged"
     with pytest.raises(UserError, match=r"N_params=1000000, .*: no row has D_tokens"):
         score(told.assign(D_tokens=told.D_tokens + 400), frame)
 
@@ -70,7 +73,7 @@ def test_what_is_missing_ambiguous_or_failed_is_named_and_not_scored():
     found = score(told, frame)
     assert [(u.problem, u.why) for u in found.unmatched] == [
         ("missing", "no row has N_params 77 with what is named before it"),
-        ("failed", "the run is diverged"),
+        ("failed", "1 of 1 runs: diverged"),
         ("ambiguous", "2 rows fit: they differ in learning_rate"),
     ]
     assert found.unmatched[0].cell == "N_params=77, D_tokens=20480000, schedule=cosine"
