@@ -25,8 +25,8 @@ _APART = ("evaluation", "eval_recipe", "intermediate", "recipe", "precision_hash
 
 @dataclass(frozen=True)
 class Found:
-    """rows: positions in the runs table, one of every seed that ended; problem: missing, ambiguous or failed (some seeds,
-    or all), '' if none; why: in words."""
+    """rows: positions in the runs table, one of every seed that ended; problem: missing, ambiguous or failed (some or
+    all seeds), '' if none; why: in words."""
 
     rows: tuple[int, ...]
     problem: str = ""
