@@ -1,9 +1,11 @@
-"""Files that are complete or absent, and on disk: written under another name, synced, renamed, the folder synced."""
+"""Files and folders that are complete or absent, and on disk: written under another name, synced, renamed, the folder
+synced."""
 
 import fcntl
 import glob
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -42,6 +44,37 @@ def _remove_left(path: Path) -> None:
         with suppress(OSError), open(left, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
+
+
+def _nothing(folder: Path) -> bool:
+    return False
+
+
+@contextmanager
+def filled(out: Path, ours: Callable[[Path], bool] = _nothing) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when the block ends and is removed if it fails. ours: whether what is there
+    may be replaced. Raises UserError where something else is there, and where it cannot be written."""
+    if "\0" in str(out):
+        raise UserError("the path of a folder holds a null character")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not ours(out))):
+        raise UserError(f"{out} is there and not empty; give a new folder")
+    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("partial", "old"))
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.rglob("*"):
+            sync(path)
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+        sync(out.parent)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}; nothing is left of it") from None
+    finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        for rest in (partial, old):
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -25,10 +25,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("precision", "cluster", "sections", "analysis.laws"),
     ("config", "identity", "analysis.table.read", "analysis.table.symbols", "analysis.fitting"),
-    ("data", "model", "storage", "analysis.decisions"),
+    ("data", "model", "storage", "analysis.decisions", "analysis.predictions"),
     ("training", "analysis.figures"),
     ("compiling", "packing", "ptq", "hub", "analysis.report"),
-    ("sweep", "bench", "watching"),
+    ("sweep", "bench", "watching", "analysis.publishing"),
     ("cli",),
 )
 ONLY_HERE = {"aqt": ("precision/dot_general.py",), "orbax": ("storage/checkpoint.py",)}

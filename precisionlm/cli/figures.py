@@ -14,6 +14,7 @@ from precisionlm.analysis.fitting.compare import as_table, check_symbols, compar
 from precisionlm.analysis.fitting.held_out import make_splits
 from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.analysis.table import read as tables
+from precisionlm.analysis.table.files import located
 from precisionlm.cli.fit_arguments import (
     add_fit_arguments,
     add_table_arguments,
@@ -168,7 +169,7 @@ def _held_out(
 
 def _provenance(arguments: argparse.Namespace) -> dict[str, str]:
     """What made the page: version, command, table, and the hash of its bytes."""
-    digest = hashlib.sha256(Path(arguments.runs).read_bytes()).hexdigest()
+    digest = hashlib.sha256(located(arguments.runs).read_bytes()).hexdigest()
     command = getattr(arguments, "typed", "")
     return {"precisionlm": package_version(), **({"command": command} if command else {}),
             "table": str(arguments.runs), "sha256 of the table": digest}  # fmt: skip

@@ -35,6 +35,7 @@ from precisionlm.cli.fit_arguments import (
 from precisionlm.cli.plan import plan
 from precisionlm.cli.plan_question import add_plan_arguments
 from precisionlm.cli.plan_words import describe
+from precisionlm.cli.predictions import add_predictions
 from precisionlm.cli.profile import profiles
 from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import UserError
@@ -42,14 +43,16 @@ from precisionlm.errors import UserError
 
 def add_verbs(subparsers: Any) -> None:
     """Register the verbs on an argparse subparsers object."""
-    _add_fit(subparsers)
+    add_fit(subparsers)
     _add_compare(subparsers)
     _add_plan(subparsers)
     add_figures(subparsers)
     add_report(subparsers)
+    add_predictions(subparsers)
 
 
-def _add_fit(subparsers: Any) -> None:
+def add_fit(subparsers: Any) -> None:
+    """Register the verb fit."""
     parser = add_verb(
         subparsers, "fit", run_fit,
         "Fit a scaling law to a runs table. Prints the constants with intervals, how well they are determined, and "

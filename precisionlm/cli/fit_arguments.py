@@ -17,7 +17,10 @@ OBJECTIVES = "huber:DELTA or squares (log residuals), relative or nats (squares)
 
 def add_table_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Arguments that say which rows of which file."""
-    parser.add_argument("--runs", metavar="FILE", required=required, help="runs table: .csv, .tsv (also .gz), .parquet")
+    parser.add_argument(
+        "--runs", metavar="FILE", required=required,
+        help="runs table: .csv, .tsv (also .gz), .parquet; or a published one, such as study-2026",
+    )  # fmt: skip
     parser.add_argument(
         "--columns",
         metavar="S=COL,...",

@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every verb."""
     from precisionlm import __version__
     from precisionlm.cli.fit import add_verbs
+    from precisionlm.cli.publish import add_publish
 
     parser = Parser(
         prog="precisionlm",
@@ -93,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_tools(verbs)
     add_verbs(verbs)
+    add_publish(verbs)
     return parser
 
 

@@ -1,10 +1,7 @@
 """A finished run as a folder that Hugging Face's tools read: safetensors, config.json, tokenizer, model card."""
 
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +37,7 @@ from precisionlm.storage.checkpoint import DamagedError
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.run import Run
+from precisionlm.whole_file import filled
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BF16}
 
@@ -131,7 +129,7 @@ def export(
             raise
         print(f"left out: {error}; exported is that of step {before}", file=sys.stderr)
         return export(folder, out, replace(asked, step=before), progress, interrupted)
-    with _complete(out) as partial:
+    with filled(out) as partial:
 
         def on_layer(layer: int) -> None:
             progress(f"layer {layer + 1} of {plan.run.experiment.model.layers}")
@@ -236,21 +234,3 @@ def _notes(run: Run, activations: Cells, schemes: dict[tuple[int, str], Scheme])
     if any(table["head"]["a"]):
         found.append("The head's input is evaluated here quantized; files have no word for it.")
     return found
-
-
-@contextmanager
-def _complete(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when it is complete. Raises UserError."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there and not empty; give a new folder")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}; nothing is left of it") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

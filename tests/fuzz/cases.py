@@ -98,7 +98,7 @@ RUN_FILES = ("result.json", "config.yaml", "metrics.jsonl", "ptq/*.json", "evalu
 def cases(draw: Any) -> Case:
     """Any damaged call that trains nothing."""
     verb = draw(st.sampled_from(("train", "sweep", "status", "explain", "plan", "fit", "compare", "table", "ptq",
-                                 "evaluate", "data", "words")))  # fmt: skip
+                                 "evaluate", "data", "predict", "score", "publish", "words")))  # fmt: skip
     some = draw(st.lists(damage(), max_size=2))
     out = draw(st.sampled_from(OUT))
     run_file = f"runs/*/{draw(st.sampled_from(RUN_FILES))}"
@@ -147,6 +147,19 @@ def cases(draw: Any) -> Case:
             )
             words = [word for key in keys for word in (f"--{key}", _word(draw))]
             return Case(["evaluate", "runs", "--dry-run", *words], [(run_file, one) for one in some])
+        case "predict":
+            file = draw(st.sampled_from(("cells.yaml", "sweep.yaml", "table.csv")))
+            words = ["predict", "--runs", "table.csv", "--law", "chinchilla,kumar", "--cells", file, "--dry-run"]
+            return Case([*words, *_options(draw, ("-o", "--law", "--where"))], [(file, one) for one in some])
+        case "score":
+            file = draw(st.sampled_from(("predictions.csv", "table.csv")))
+            words = ["score", "predictions.csv", "table.csv", *_options(draw, ("--by",))]
+            return Case(words, [(file, one) for one in some])
+        case "publish":
+            options = draw(st.sampled_from(("--law chinchilla", "--law kumar --where w_bits<16")))
+            words = ["publish", "table.csv", "--out", f"{out}/new", f"--fit={options}{draw(st.sampled_from(NASTY))}"]
+            more = _options(draw, ("--date", "--data", "--title", "--license"))
+            return Case([*words, "--dry-run", *more], [("table.csv", one) for one in some])
         case "data":
             file = draw(st.sampled_from(("docs.jsonl", "tokenizer.json")))
             words = ["data", "prepare", "docs.jsonl", "--out", "o", "--tokenizer", "tokenizer.json", "--dry-run"]

@@ -20,6 +20,11 @@ TABLE = "N_params,D_tokens,w_bits,a_bits,kv_bits,val_loss\n" + "".join(
     f"{n},{d},{w},16,16,{2 + 40 / n**0.25 + 300 / d**0.3 + w**-2:.4f}\n"
     for n in (30_000, 60_000, 120_000) for d in (10**6, 3 * 10**6, 10**7) for w in (3, 4, 16)
 )  # fmt: skip
+CELLS = {"cells": [{"N_params": [30_000, 60_000], "D_tokens": [1e6, 2e6], "w_bits": 4, "a_bits": 16, "kv_bits": 16}]}
+PREDICTIONS = "law,quantity,predicted,lower,upper,interval,N_params,D_tokens,w_bits\n" + "".join(
+    f"kumar,val_loss,{2 + 40 / n**0.25:.3f},4.1,9.1,95 %,{n},{d},{w}\n"
+    for n in (30_000, 60_000) for d in (10**6, 10**7) for w in (3, 16)
+)  # fmt: skip
 DOCUMENTS = "".join(json.dumps({"text": f"word{i} follows word{i % 7}. " * 20}) + "\n" for i in range(12))
 
 
@@ -30,6 +35,8 @@ def make(folder: Path, data: Path) -> None:
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
     (folder / "table.csv").write_text(TABLE)
+    (folder / "cells.yaml").write_text(yaml.safe_dump(CELLS))
+    (folder / "predictions.csv").write_text(PREDICTIONS)
     (folder / "docs.jsonl").write_text(DOCUMENTS)
     shutil.copy(data / "tokenizer.json", folder / "tokenizer.json")
     for recipe in ("bf16", "W4A8"):

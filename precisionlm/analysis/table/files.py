@@ -25,7 +25,11 @@ PACKED: dict[str, tuple[str, Callable[..., Any]]] = {
     ".gz": ("gzip", gzip.open), ".bz2": ("bz2", bz2.open), ".xz": ("xz", lzma.open),
 }  # fmt: skip
 UNPACKED: tuple[Any, Callable[..., Any]] = (None, open)
-SUFFIXES = "a runs table ends in .csv, .tsv (also .gz, .bz2, .xz) or .parquet"
+PUBLISHED = {path.stem: path for path in sorted((Path(__file__).parents[1] / "published").glob("*.parquet"))}
+SUFFIXES = (
+    "a runs table ends in .csv, .tsv (also .gz, .bz2, .xz) or .parquet; a published one is called "
+    + " or ".join(PUBLISHED)
+)
 # What pandas takes for missing, but for None: there people write None for "not quantized", a level like any other.
 MISSING = ("", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null", "-nan", "-NaN")
 _SAMPLE = 1 << 16  # bytes that decide the dialect
@@ -49,14 +53,20 @@ def is_table(path: str | Path) -> bool:
     return _kind(Path(path))[0] in (*TEXT, ".parquet")
 
 
+def located(table: str | Path) -> Path:
+    """The file of a table: that of a published one for its name, such as study-2026, else the path itself."""
+    return PUBLISHED.get(str(table), Path(table))
+
+
 def read(path: str | Path) -> pd.DataFrame:
-    """A runs table from a .csv, .tsv (packed or not) or .parquet file; the case of the ending does not matter.
+    """A runs table from a .csv, .tsv (packed or not) or .parquet file; the case of the ending does not matter. Or a
+    published one by its name, such as study-2026.
 
     A text file may separate cells by comma, semicolon, tab or bar, write decimal commas where no comma separates
     cells, begin with a byte-order mark, and group thousands as in "1,000,000". Raises UserError if it is missing,
     empty or unreadable.
     """
-    path = Path(path)
+    path = located(path)
     kind, packed = _kind(path)
     if not is_table(path):
         raise UserError(f"{path}: {SUFFIXES}")

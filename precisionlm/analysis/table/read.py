@@ -17,7 +17,7 @@ from precisionlm.analysis.table.symbols import name_it, resolve
 from precisionlm.errors import UserError
 from precisionlm.expressions import evaluate, truth
 
-__all__ = ["Table", "is_table", "prepare", "read", "where_mask"]
+__all__ = ["Table", "is_table", "on_fewer_tokens", "prepare", "read", "where_mask"]
 
 CHANNEL_LOG2_BLOCK = 13.1567  # Sun et al. 2025, arXiv:2501.02423: a scale per channel counts as log2 B = 13.1567
 
@@ -163,14 +163,14 @@ def _exclude_rows(law: Law, frame: pd.DataFrame, where: str | None, out: Exclusi
         if not law.is_gap:
             out.mark(intermediate(frame), f"of an intermediate checkpoint: law {law.name} is of whole runs")
         trained = (evaluation == "trained") & out.keep
-        out.mark(_on_fewer_tokens(frame, trained), "the same run was evaluated on more tokens")
+        out.mark(on_fewer_tokens(frame, trained), "the same run was evaluated on more tokens")
         if not reads_ptq:
             out.mark(evaluation == "ptq", f"evaluation is ptq: law {law.name} has no post-training term")
     if not reads_ptq and "ptq_bits" in frame.columns:
         out.mark(~np.isposinf(after_training(frame)), f"quantized after training: law {law.name} has no term for it")
 
 
-def _on_fewer_tokens(frame: pd.DataFrame, trained: np.ndarray) -> np.ndarray:
+def on_fewer_tokens(frame: pd.DataFrame, trained: np.ndarray) -> np.ndarray:
     """(rows,) whether another of the rows `trained` evaluates the same run on more tokens: a run counts once."""
     if not {"run_id", "val_tokens"} <= set(frame.columns):
         return np.zeros(len(frame), bool)

@@ -105,7 +105,7 @@ def _by_sizes(
 def _by_flops(names: Mapping[str, str], n: np.ndarray, d: np.ndarray, frame: pd.DataFrame) -> str | None:
     """FLOPs are about 6 N D; a power of a thousand between them is a unit."""
     column = next((str(c) for c in frame.columns if str(c).lower() in FLOPS and c not in names.values()), "")
-    power = np.log10(_median(_positive(frame, column) / (6 * n * d))) / 3
+    power = np.log10(_median(_positive(frame, column) / n / d / 6)) / 3
     steps = round(power) if np.isfinite(power) else 0
     if abs(power - steps) > 0.25 or not 1 <= steps <= 6:  # within a factor of 6: 16-bit equivalents, attention
         return None

@@ -5,7 +5,9 @@ import gzip
 import pandas as pd
 import pytest
 
+from precisionlm.analysis import load_runs
 from precisionlm.analysis.table.files import is_table, read
+from precisionlm.columns import NAMES
 from precisionlm.errors import UserError
 
 EXPECTED = pd.DataFrame({"N (M), all": [30.0, 1000.5], "D": [2e9, 4e9], "loss": [3.212, 3.0], "recipe": ["W4", "bf16"]})
@@ -89,3 +91,19 @@ def test_parquet_keeps_its_types_and_lists_become_text(tmp_path):
 def test_names_of_tables():
     assert all(is_table(name) for name in ("a.csv", "b.TSV", "c.csv.xz", "d.Parquet"))
     assert not any(is_table(name) for name in ("a.gz", "b.parquet.gz.txt", "linear", "c.xlsx"))
+
+
+def test_the_published_table_is_read_by_its_name_and_says_what_docs_say_of_it():
+    found = load_runs("study-2026")
+    assert set(found.columns) <= set(NAMES)
+    counts = found.groupby(["name", "evaluation"]).size().to_dict()
+    assert counts["study-rates", "trained"] == 16 and counts["study-base", "trained"] == 50
+    assert counts["study-base", "checkpoint"] == 33 and counts["study-base", "ptq"] == 2088
+    assert found.drop_duplicates("run_id").shape[0] == 66
+
+
+def test_other_names_are_files(tmp_path):
+    (tmp_path / "t.csv").write_text(COMMA)
+    assert load_runs(tmp_path / "t.csv").equals(read(tmp_path / "t.csv"))
+    with pytest.raises(UserError, match=r"study-2025: a runs table ends in .*; a published one is called study-2026"):
+        load_runs("study-2025")
