@@ -1,6 +1,6 @@
 """The picture of the README: what rounding to int3 costs before and after the decay of the learning rate.
 
-    python docs/study/rounding.py        # docs/study/base.parquet -> docs/rounding.svg
+python docs/study/rounding.py        # docs/study/base.parquet -> docs/rounding.svg
 """
 
 from pathlib import Path
@@ -15,8 +15,11 @@ HERE = Path(__file__).resolve().parent
 
 
 def points(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds of the loss that int3 adds (delta, nats/token), a row a (size, tokens of the run, moment). Runs
-    under WSD, weights rounded to nearest with a scale a channel; `before`: at the constant rate, at 0.8 of the tokens."""
+    """Mean over seeds of the loss that int3 adds (delta, nats/token), a row a (size, tokens of the run, moment).
+
+    Runs under WSD, weights rounded to nearest with a scale a channel; `before`: at the constant rate, at 0.8 of the
+    tokens.
+    """
     rows = table[
         (table["evaluation"] == "ptq")
         & (table["ptq_method"] == "rtn")
