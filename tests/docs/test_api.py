@@ -10,6 +10,7 @@ from .pages import ROOT, fenced
 PAGE = (ROOT / "docs/api.md").read_text()
 
 
+@pytest.mark.long
 def test_its_example_runs(kumar_runs, tmp_path, monkeypatch, capsys):
     kumar_runs(ptq=False).to_parquet(tmp_path / "runs.parquet")
     monkeypatch.chdir(tmp_path)
