@@ -27,7 +27,7 @@ SMALLER = {
     "bench loader": "--sequence-length 32 --batch-size 8 --batches 2",
     "bench precision": "--size tiny --recipes W8A8 --rounds 1",
     "bench scaling": "--size tiny",
-    "bench training": "--size tiny --steps 4 --every 2 --rounds 1",
+    "bench training": "--size tiny --steps 22 --every 2 --rounds 1",
     "bench sweep": "--sizes tiny --runs 2 --tokens 2e4 --jobs packed",
     "bench coverage": "--tables 1 --bootstrap 2",
 }
