@@ -30,8 +30,8 @@ OUT` says where every run stands, while they train."""
 
 def add_sweep(verbs: Any) -> None:
     """Register sweep."""
-    sweep = add_verb(verbs, "sweep", _sweep, _HELP, "precisionlm sweep configs/formats.yaml --out runs --dry-run",
-                     overrides=True)  # fmt: skip
+    example = "precisionlm sweep configs/formats.yaml --out runs --data.path data/stdlib --dry-run"
+    sweep = add_verb(verbs, "sweep", _sweep, _HELP, example, overrides=True)
     sweep.usage = "precisionlm sweep [status] FILE --out OUT [options] [--section.key VALUE …]"
     sweep.add_argument("config", metavar="FILE", help="sweep YAML; `status FILE`: how far it is")
     sweep.add_argument("file", nargs="?", help=argparse.SUPPRESS)

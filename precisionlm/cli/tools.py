@@ -40,7 +40,7 @@ def add_tools(verbs: Any) -> None:
         "Print what every operand of every site gets: format, bits with and without scales, scale sharing, values.",
         'precisionlm precision explain "W4A4-g128@down:A8" --plot grids.png',
     )
-    explain.add_argument("recipe", help="see the README; W4A8KV8, W4A4-g128@down:A8, mxfp4, ...")
+    explain.add_argument("recipe", help="docs/recipes.md has the words; W4A8KV8, W4A4-g128@down:A8, mxfp4, ...")
     explain.add_argument("--layers", type=int, default=4, help="of the model, for rules that name layers")
     explain.add_argument("--plot", type=Path, help="draw the formats' grids to this PNG or SVG file")
     explain.add_argument("--json", action="store_true", help="print the rows as JSON")

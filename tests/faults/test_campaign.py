@@ -20,6 +20,7 @@ def campaign(*words):
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.long  # a thousand of them: python -m tests.faults
 def test_ten_faults_lose_nothing(tmp_path):
     plan = planned(jobs(tmp_path), 1000, seed=0)
     wanted = [next(n for n, (job, _) in enumerate(plan) if job == name) for name in ("prepare", "train")]

@@ -121,6 +121,7 @@ def test_a_sweep_stops_between_runs_and_ptq_between_batches(tree, tmp_path):
     assert not list(folder.glob("ptq/*"))
 
 
+@pytest.mark.long
 def test_one_of_two_commands_wins(tree, tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree | {"training": tree["training"] | {"steps": 200}}))
     command = [sys.executable, "-m", "precisionlm", "train", tmp_path / "run.yaml", "--out", tmp_path / "runs"]
