@@ -49,8 +49,8 @@ def _ptq(args: argparse.Namespace) -> int:
         from precisionlm.precision.recipe import parse_recipe
         from precisionlm.progress import reporting
         from precisionlm.ptq.calibration import Calibration
-        from precisionlm.ptq.evaluate import Options, plan_run, quantize_run, weight_quantization
-        from precisionlm.ptq.method import parse_method
+        from precisionlm.ptq.evaluate import Options, plan_run, quantize_run
+        from precisionlm.ptq.method import parse_method, weight_quantization
         from precisionlm.ptq.points import parse_steps
         from precisionlm.storage.result import finished_runs
 

@@ -35,6 +35,7 @@ from precisionlm.precision.recipe import BLOCK_LINEAR
 from precisionlm.ptq import evaluate as ptq
 from precisionlm.ptq.blocks import PART
 from precisionlm.ptq.calibration import Calibration
+from precisionlm.ptq.method import weight_quantization
 from precisionlm.ptq.points import Steps, columns, one_before
 from precisionlm.storage.checkpoint import DamagedError
 from precisionlm.storage.result import Result
@@ -94,7 +95,7 @@ def plan_export(folder: Path, asked: Asked) -> Plan:
     result = Result.read(RunDirectory.at(folder))
     if result is None or result.status != "done":
         raise UserError(f"{folder} is not the directory of a finished run")
-    quantizations = [ptq.weight_quantization(asked.weights)] if asked.weights else []
+    quantizations = [weight_quantization(asked.weights)] if asked.weights else []
     steps: Steps = "last" if asked.step is None else (asked.step,)
     options = ptq.Options(steps, asked.at, asked.calibration, asked.moved)
     found = ptq.plan_run(folder, asked.method, quantizations, options)
