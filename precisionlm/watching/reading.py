@@ -14,7 +14,6 @@ import numpy as np
 from precisionlm.cluster.hardware import model_flops_utilization
 from precisionlm.config import Experiment, load
 from precisionlm.errors import UserError
-from precisionlm.storage.checkpoint import folder_of, steps_in
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.sweep.status import Standing, standing_of
 from precisionlm.training.provenance import segments
@@ -177,6 +176,8 @@ def _seconds_left(record: Record, steps: int) -> float | None:
 def _newest_checkpoint(directory: RunDirectory, e: Experiment) -> tuple[int | None, float | None]:
     """(step, age in seconds) of the newest; None where there is none or the place cannot be asked."""
     try:
+        from precisionlm.storage.checkpoint import folder_of, steps_in  # with JAX, only for a run that goes on
+
         folder = folder_of(directory, e.checkpoint)
         steps = steps_in(folder)
         return (steps[0], time.time() - (folder / str(steps[0])).stat().mtime) if steps else (None, None)
