@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data", "model", "storage", "analysis.decisions"),
     ("training", "analysis.figures"),
     ("compiling", "packing", "ptq", "hub", "analysis.report"),
-    ("sweep", "bench", "watching"),
+    ("sweep", "bench", "watching", "doctor"),
     ("cli",),
 )
 ONLY_HERE = {"aqt": ("precision/dot_general.py",), "orbax": ("storage/checkpoint.py",)}
@@ -43,6 +43,7 @@ NOT_IN_ANALYSIS = (
     "cli",
     "bench",
     "hub",
+    "doctor",
 )
 
 

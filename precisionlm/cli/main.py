@@ -9,6 +9,7 @@ from pathlib import Path
 
 from precisionlm.cli.boundary import guarded
 from precisionlm.cli.data import add_data
+from precisionlm.cli.doctor import add_doctor
 from precisionlm.cli.hub import add_hub
 from precisionlm.cli.ptq import add_ptq
 from precisionlm.cli.sweep import add_sweep
@@ -89,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--dry-run", action="store_true", help="print the runs it would make, make none")
     demo.add_argument("--json", action="store_true", help="print what was found as JSON")
 
+    add_doctor(verbs)
     add_tools(verbs)
     add_verbs(verbs)
     return parser
