@@ -12,6 +12,7 @@ from precisionlm.cli.data import add_data
 from precisionlm.cli.doctor import add_doctor
 from precisionlm.cli.hub import add_hub
 from precisionlm.cli.ptq import add_ptq
+from precisionlm.cli.runs import add_runs
 from precisionlm.cli.sweep import add_sweep
 from precisionlm.cli.tools import add_tools
 from precisionlm.cli.training import add_training
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_hub(verbs)
     add_sweep(verbs)
     add_watch(verbs)
+    add_runs(verbs)
 
     table = add_verb(
         verbs,

@@ -93,17 +93,17 @@ class Watched:
         return _reading(self._directory, self._experiment, standing, record, self._follower.changed), record
 
 
-def run_folders(roots: Sequence[Path]) -> list[Path]:
-    """Run directories among the paths, and at most two folders below them, by path. Raises UserError for a path that is
-    not there."""
+def run_folders(roots: Sequence[Path], traces: Sequence[str] = ("config.yaml",)) -> list[Path]:
+    """Run directories among the paths, and at most two folders below them, by path: folders with a run's name and one
+    of these files. Raises UserError for a path that is not there."""
     found: dict[Path, None] = {}
     for root in roots:
         if not root.is_dir():
             raise UserError(f"{root}: no run directory, nor a folder of them")
-        for pattern in ("config.yaml", "*/config.yaml", "*/*/config.yaml"):
-            for config in sorted(root.glob(pattern)):
-                if _RUN_ID.fullmatch(config.parent.absolute().name):
-                    found.setdefault(config.parent)
+        for above in ("", "*/", "*/*/"):
+            for folder in sorted({path.parent for trace in traces for path in root.glob(above + trace)}):
+                if _RUN_ID.fullmatch(folder.absolute().name):
+                    found.setdefault(folder)
     return list(found)
 
 

@@ -74,6 +74,8 @@ ERRORS = {
     "import none --data data": "none: no folder of a model",
     "generate none": "not the directory of a finished run",
     "watch none": "none: no run directory",
+    "runs none": "none: no run directory",
+    "curves none -o c.png": "none: no run directory",
     "precision explain W4Q": "cannot read 'W4Q'",
     "data prepare none --out data --vocab-size 300": "names no file",
     "data inspect none": "holds no prepared data",
