@@ -58,7 +58,8 @@ def package_version() -> str:
     """The version of precisionlm; with +COMMIT, and -dirty after changes, where its files are tracked by git."""
     folder = Path(precisionlm.__file__).parent
     described = _git(folder, "describe", "--always", "--dirty") if _git(folder, "ls-files", "__init__.py") else ""
-    return f"{precisionlm.__version__}+{described}" if described else precisionlm.__version__
+    version = precisionlm.__version__
+    return f"{version.partition('+')[0]}+{described}" if described else version
 
 
 def _git(folder: Path, *words: str) -> str:
