@@ -12,4 +12,4 @@ def __getattr__(name: str) -> str:
     try:
         return version("precisionlm")
     except PackageNotFoundError:
-        return "0.1.0"
+        return "0.1.0.dev0"
