@@ -8,6 +8,8 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,27 @@ def self_test() -> Finding:
         if wrong := rounded_wrong(name):
             return Finding("self-test", "problem", f"{name}: {wrong} of 4,096 values are not rounded to the nearest",
                            "this device or its XLA computes float32 wrongly: try another jaxlib")  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="precisionlm-doctor-") as folder:
+    with tempfile.TemporaryDirectory(prefix="precisionlm-doctor-") as folder, _compiled_quickly():
         text, wrong_loss = _trained(Path(folder))
     seconds = f" ({time.monotonic() - began:.1f} s)"
     if wrong_loss:
         return Finding("self-test", "problem", wrong_loss + seconds, "training is not to be trusted here: report it")
     return Finding("self-test", "ok", text + seconds)
+
+
+@contextmanager
+def _compiled_quickly() -> Iterator[None]:
+    """On CPUs programs run as they are, since optimizing them takes longer than all the rest; on accelerators, where
+    that is what may fail, as in training."""
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    try:
+        jax.config.update(name, before or jax.default_backend() == "cpu")
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def rounded_wrong(name: str) -> int:
