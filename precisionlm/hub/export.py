@@ -35,8 +35,8 @@ from precisionlm.precision.recipe import BLOCK_LINEAR
 from precisionlm.ptq import evaluate as ptq
 from precisionlm.ptq.blocks import PART
 from precisionlm.ptq.calibration import Calibration
-from precisionlm.ptq.method import weight_quantization
-from precisionlm.ptq.points import Steps, columns, one_before
+from precisionlm.ptq.method import Steps, weight_quantization
+from precisionlm.ptq.points import columns, one_before
 from precisionlm.storage.checkpoint import DamagedError
 from precisionlm.storage.result import Result, finished_at
 from precisionlm.training.run import Run

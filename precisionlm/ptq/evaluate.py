@@ -14,8 +14,8 @@ from precisionlm.precision.binding import Grids, Structure
 from precisionlm.precision.describe import format_columns
 from precisionlm.precision.recipe import BLOCK_LINEAR, Quantization
 from precisionlm.ptq.calibration import Calibration
-from precisionlm.ptq.method import Method, parse_method
-from precisionlm.ptq.points import Point, Steps, columns, one_before, points
+from precisionlm.ptq.method import Method, Steps, parse_method
+from precisionlm.ptq.points import Point, columns, one_before, points
 from precisionlm.ptq.rtn import round_to_nearest, weights_and_scales
 from precisionlm.ptq.walk import OnWeight, quantize_blocks
 from precisionlm.storage.checkpoint import DamagedError, restore_params

@@ -1,12 +1,14 @@
-"""What is done to weights after training, in words: `rtn`, `gptq+qep`, `awq+mse`, …"""
+"""What is done to weights after training, in words: by `rtn`, `gptq+qep`, …, to `W4-g128`, after which steps."""
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from precisionlm.errors import UserError, nearest
 from precisionlm.precision.recipe import Quantization, parse_recipe
 from precisionlm.precision.scaling import LEARNED
 
+Steps = Literal["last", "all"] | tuple[int, ...]  # or after how many steps
 NAMES = {
     "rtn": "round to nearest",
     "gptq": "Frantar et al. 2022, arXiv:2210.17323",
@@ -85,3 +87,15 @@ def weight_quantization(text: str) -> Quantization:
 def _of_training(word: str) -> bool:
     """Whether only training has what a word says: noise, random signs, trained scales, a gradient's rule."""
     return word in ("sr", "trust", *LEARNED) or word.startswith("rhad")
+
+
+def parse_steps(text: str) -> Steps:
+    """`last`, `all` or numbers of steps such as `1000,2000`. Raises UserError."""
+    if text == "last":
+        return "last"
+    if text == "all":
+        return "all"
+    words = text.split(",")
+    if not all(re.fullmatch("0*[1-9][0-9]{0,11}", word) for word in words):
+        raise UserError(f"--steps {text}: last, all, or numbers of steps such as 1000,2000")
+    return tuple(sorted({int(word) for word in words}))
