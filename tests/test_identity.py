@@ -6,7 +6,8 @@ from precisionlm.config import Experiment, apply_overrides, build
 from precisionlm.errors import UserError
 from precisionlm.identity import former_id, run_id
 from precisionlm.model.presets import load_experiment
-from precisionlm.ptq.evaluate import quantize_run, weight_quantization
+from precisionlm.ptq.evaluate import quantize_run
+from precisionlm.ptq.method import weight_quantization
 from precisionlm.sweep.rows import plan
 from precisionlm.training.execute import train
 from precisionlm.training.run import prepare_run

@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data", "model", "storage", "analysis.decisions", "analysis.predictions"),
     ("training", "analysis.figures"),
     ("compiling", "packing", "ptq", "hub", "analysis.report"),
-    ("sweep", "bench", "watching", "analysis.publishing"),
+    ("sweep", "bench", "watching", "doctor", "analysis.publishing"),
     ("cli",),
 )
 ONLY_HERE = {"aqt": ("precision/dot_general.py",), "orbax": ("storage/checkpoint.py",)}
@@ -44,6 +44,7 @@ NOT_IN_ANALYSIS = (
     "cli",
     "bench",
     "hub",
+    "doctor",
 )
 
 

@@ -9,6 +9,19 @@ figures/    the papers' figures, from data and laws
 report/     one self-contained HTML page
 """
 
-from precisionlm.analysis.table.files import read as load_runs
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pandas import DataFrame
+
+
+def load_runs(source: "str | Path") -> "DataFrame":
+    """A runs table: a published one by its name, such as study-2026, or a file. Raises UserError."""
+    from precisionlm.analysis.table.files import read
+
+    return read(source)
+
 
 __all__ = ["load_runs"]

@@ -15,7 +15,8 @@ from precisionlm.data.prepare import prepare
 from precisionlm.data.request import Request
 from precisionlm.model.presets import non_embedding_parameters
 from precisionlm.progress import Reporter, clock, reporting
-from precisionlm.ptq.evaluate import quantize_run, weight_quantization
+from precisionlm.ptq.evaluate import quantize_run
+from precisionlm.ptq.method import weight_quantization
 from precisionlm.storage.result import finished_runs
 from precisionlm.sweep.collect import collect, write
 from precisionlm.sweep.rows import plan

@@ -5,32 +5,22 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from precisionlm.analysis import laws
-from precisionlm.analysis.decisions.summary import decisions
-from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.fitting.compare import as_table, check_symbols, compare, own_columns, score
-from precisionlm.analysis.fitting.held_out import make_splits
-from precisionlm.analysis.fitting.objective import parse_objective
-from precisionlm.analysis.table import read as tables
-from precisionlm.analysis.table.files import located
 from precisionlm.cli.fit_arguments import (
     add_fit_arguments,
     add_table_arguments,
-    choices_of,
     columns_of,
     dump,
-    fit_from,
     names_of,
-    preview,
     show_plan,
+    table_and_laws,
 )
 from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import UserError
-from precisionlm.training.provenance import package_version
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from precisionlm.analysis.fitting.analyze import Analysis
     from precisionlm.analysis.report.report import HeldOut
 
 
@@ -72,13 +62,16 @@ def add_report(subparsers: Any) -> None:
 
 def run_figures(arguments: argparse.Namespace) -> int:
     """`precisionlm figures`."""
+    if arguments.published == bool(arguments.runs):
+        raise UserError("figures needs either --published or --runs FILE")
+    frame = table_and_laws(arguments, [arguments.law])
+    from precisionlm.analysis import laws
     from precisionlm.analysis.figures import papers, rows
     from precisionlm.analysis.figures.draw import write_all
     from precisionlm.analysis.figures.fitted import of_fit
     from precisionlm.analysis.figures.recipes import recipes_of
+    from precisionlm.cli.fit_from import fit_from, preview
 
-    if arguments.published == bool(arguments.runs):
-        raise UserError("figures needs either --published or --runs FILE")
     if arguments.published:
         law = laws.get(arguments.law)
         if not law.published:
@@ -89,7 +82,6 @@ def run_figures(arguments: argparse.Namespace) -> int:
         if not drawn:
             raise UserError(f"law {law.name} has no figures without runs; give --runs FILE")
     else:
-        frame = tables.read(arguments.runs)
         if arguments.dry_run:
             return show_plan(arguments, [preview(arguments, frame, arguments.law)])
         analysis = fit_from(arguments, frame, arguments.law)
@@ -104,7 +96,7 @@ def run_figures(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _usual_names(frame: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
+def _usual_names(frame: "pd.DataFrame", analysis: "Analysis") -> "pd.DataFrame":
     """The table with size, tokens and loss under the names that tables of precisionlm have."""
     usual, names = {"N": "N_params", "D": "D_tokens", "loss": "val_loss"}, analysis.result.table.names
     return frame.rename(columns={names[s]: c for s, c in usual.items() if s in names and c not in frame.columns})
@@ -112,14 +104,18 @@ def _usual_names(frame: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """`precisionlm report`."""
-    frame = tables.read(arguments.runs)
     names = list(dict.fromkeys(names_of(arguments.law)))
+    frame = table_and_laws(arguments, names)
+    from precisionlm.analysis.fitting.compare import check_symbols, own_columns
+    from precisionlm.cli.fit_from import fit_from, preview
+
     renamed = columns_of(arguments)
     check_symbols(names, renamed)
     if arguments.dry_run:
         return show_plan(
             arguments, [preview(arguments, frame, law, columns=own_columns(law, renamed)) for law in names]
         )
+    from precisionlm.analysis.decisions.summary import decisions
     from precisionlm.analysis.report.report import write_report
 
     fits = [fit_from(arguments, frame, law, columns=own_columns(law, renamed)) for law in names]
@@ -144,10 +140,14 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 
 def _held_out(
-    arguments: argparse.Namespace, frame: pd.DataFrame, fits: dict[str, Analysis], renamed: dict[str, str]
+    arguments: argparse.Namespace, frame: "pd.DataFrame", fits: "dict[str, Analysis]", renamed: dict[str, str]
 ) -> tuple["HeldOut | None", list[str]]:
     """The laws on rows left out, each refitted from the fit there is; None, and why, where no rows can be left out."""
+    from precisionlm.analysis.fitting.compare import as_table, compare, score
+    from precisionlm.analysis.fitting.held_out import make_splits
+    from precisionlm.analysis.fitting.objective import parse_objective
     from precisionlm.analysis.report.report import HeldOut
+    from precisionlm.cli.fit_from import choices_of
 
     objective, starts, choices = parse_objective(arguments.objective), min(arguments.starts, 200), choices_of(arguments)
     results = {name: fit.result for name, fit in fits.items()}
@@ -169,6 +169,9 @@ def _held_out(
 
 def _provenance(arguments: argparse.Namespace) -> dict[str, str]:
     """What made the page: version, command, table, and the hash of its bytes."""
+    from precisionlm.analysis.table.files import located
+    from precisionlm.training.provenance import package_version
+
     digest = hashlib.sha256(located(arguments.runs).read_bytes()).hexdigest()
     command = getattr(arguments, "typed", "")
     return {"precisionlm": package_version(), **({"command": command} if command else {}),

@@ -1,21 +1,14 @@
-"""The verbs that work on a runs table: fit, compare, plan; figures and report are in `cli_figures`."""
+"""The verbs that work on a runs table: fit, compare, plan; figures and report are in `cli.figures`.
+
+A verb reads the table and looks the law up before it imports what fits, so that what is wrong with them is told
+at once.
+"""
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.fitting.compare import (
-    Comparison,
-    as_table,
-    check_symbols,
-    compare,
-    excluded_lines,
-    own_columns,
-)
-from precisionlm.analysis.fitting.held_out import LEAST_ROWS
-from precisionlm.analysis.fitting.objective import parse_objective
-from precisionlm.analysis.table import read as tables
+from precisionlm.analysis.fitting.words import LEAST_ROWS
 from precisionlm.cli.figures import add_figures, add_report
 from precisionlm.cli.fit_arguments import (
     OBJECTIVES,
@@ -23,22 +16,19 @@ from precisionlm.cli.fit_arguments import (
     add_dry_run,
     add_fit_arguments,
     add_table_arguments,
-    as_json,
-    choices_of,
     columns_of,
     dump,
-    fit_from,
     names_of,
-    preview,
     show_plan,
+    table_and_laws,
 )
-from precisionlm.cli.plan import plan
-from precisionlm.cli.plan_question import add_plan_arguments
-from precisionlm.cli.plan_words import describe
-from precisionlm.cli.predictions import add_predictions
-from precisionlm.cli.profile import profiles
+from precisionlm.cli.plan_arguments import add_plan_arguments
 from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import UserError
+
+if TYPE_CHECKING:
+    from precisionlm.analysis.fitting.analyze import Analysis
+    from precisionlm.analysis.fitting.compare import Comparison
 
 
 def add_verbs(subparsers: Any) -> None:
@@ -48,7 +38,6 @@ def add_verbs(subparsers: Any) -> None:
     _add_plan(subparsers)
     add_figures(subparsers)
     add_report(subparsers)
-    add_predictions(subparsers)
 
 
 def add_fit(subparsers: Any) -> None:
@@ -113,7 +102,10 @@ def _add_plan(subparsers: Any) -> None:
 
 def run_fit(arguments: argparse.Namespace) -> int:
     """`precisionlm fit`."""
-    frame = tables.read(arguments.runs)
+    frame = table_and_laws(arguments, [arguments.law])
+    from precisionlm.cli.fit_from import as_json, fit_from, preview
+    from precisionlm.cli.profile import profiles
+
     if arguments.dry_run:
         return show_plan(arguments, [preview(arguments, frame, arguments.law)])
     analysis = fit_from(arguments, frame, arguments.law)
@@ -128,7 +120,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def print_fit(analysis: Analysis) -> None:
+def print_fit(analysis: "Analysis") -> None:
     """Constants and how far to trust them, for a terminal."""
     result = analysis.result
     print(f"{analysis.law.name}: {analysis.law.title}")
@@ -149,7 +141,12 @@ def print_fit(analysis: Analysis) -> None:
 
 def run_compare(arguments: argparse.Namespace) -> int:
     """`precisionlm compare`."""
-    frame, names = tables.read(arguments.runs), names_of(arguments.laws)
+    names = names_of(arguments.laws)
+    frame = table_and_laws(arguments, names)
+    from precisionlm.analysis.fitting.compare import as_table, check_symbols, compare, excluded_lines, own_columns
+    from precisionlm.analysis.fitting.objective import parse_objective
+    from precisionlm.cli.fit_from import choices_of, preview
+
     renamed, choices = columns_of(arguments), choices_of(arguments)
     check_symbols(names, renamed)
     if arguments.dry_run:
@@ -176,8 +173,11 @@ def run_compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _comparison_json(comparison: Comparison) -> dict[str, Any]:
+def _comparison_json(comparison: "Comparison") -> dict[str, Any]:
     """A comparison as plain data; a law that could not be fitted has `problem` alone."""
+    from precisionlm.analysis.fitting.analyze import Analysis
+    from precisionlm.cli.fit_from import as_json
+
     laws = [
         (as_json(Analysis(s.fit)) if s.fit else {"problem": s.problem})
         | {"law": s.name, "held_out_rms_log": {k: e.rms for k, e in s.held_out.items()},
@@ -200,7 +200,11 @@ def run_plan(arguments: argparse.Namespace) -> int:
         raise UserError("--published and a fit (--runs, --with-fit) exclude each other")
     if arguments.with_fit and not arguments.runs:
         raise UserError("--with-fit needs --runs FILE")
-    frame = tables.read(arguments.runs) if arguments.runs else None
+    frame = table_and_laws(arguments, [arguments.law])
+    from precisionlm.cli.fit_from import fit_from, preview
+    from precisionlm.cli.plan import plan
+    from precisionlm.cli.plan_words import describe
+
     if arguments.dry_run:
         return show_plan(arguments, [preview(arguments, frame, arguments.law)] if frame is not None else [])
     fitted = fit_from(arguments, frame, arguments.law) if frame is not None else None

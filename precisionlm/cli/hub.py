@@ -82,6 +82,9 @@ def _export(args: argparse.Namespace) -> int:
     from precisionlm.cluster.preemption import Interruption
 
     with Interruption() as interrupted:
+        from precisionlm.storage.result import finished_at
+
+        finished_at(args.folder)  # before the imports that take seconds
         from precisionlm.hub.export import Asked, export, plan_export
         from precisionlm.progress import reporting
         from precisionlm.ptq.calibration import Calibration
@@ -107,6 +110,8 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
+    if not args.model.is_dir():
+        raise UserError(f"{args.model}: no folder of a model, with config.json and *.safetensors")
     from precisionlm.hub.import_ import Stated, import_model, imported_row, plan_import
 
     whole = {"tokens": args.tokens, "batch-tokens": args.batch_tokens}
@@ -137,6 +142,9 @@ def _generate(args: argparse.Namespace) -> int:
     from precisionlm.cluster.preemption import Interruption
 
     with Interruption() as interrupted:
+        from precisionlm.storage.result import finished_at
+
+        finished_at(args.folder)  # before the imports that take seconds
         from precisionlm.training.generation import Sampling, continued
 
         _check_seed(args.seed)

@@ -10,8 +10,10 @@ from pathlib import Path
 from precisionlm.cli.boundary import guarded
 from precisionlm.cli.config import add_config
 from precisionlm.cli.data import add_data
+from precisionlm.cli.doctor import add_doctor
 from precisionlm.cli.hub import add_hub
 from precisionlm.cli.ptq import add_ptq
+from precisionlm.cli.runs import add_runs
 from precisionlm.cli.sweep import add_sweep
 from precisionlm.cli.tools import add_tools
 from precisionlm.cli.training import add_training
@@ -49,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every verb."""
     from precisionlm import __version__
     from precisionlm.cli.fit import add_verbs
-    from precisionlm.cli.publish import add_publish
+    from precisionlm.cli.study import add_predictions, add_publish
 
     parser = Parser(
         prog="precisionlm",
@@ -66,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_hub(verbs)
     add_sweep(verbs)
     add_watch(verbs)
+    add_runs(verbs)
 
     table = add_verb(
         verbs,
@@ -92,8 +95,10 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--dry-run", action="store_true", help="print the runs it would make, make none")
     demo.add_argument("--json", action="store_true", help="print what was found as JSON")
 
+    add_doctor(verbs)
     add_tools(verbs)
     add_verbs(verbs)
+    add_predictions(verbs)
     add_publish(verbs)
     return parser
 

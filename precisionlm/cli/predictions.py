@@ -1,4 +1,4 @@
-"""The verbs predict and score: what laws say of runs before they are made, and how far off it was."""
+"""What predict and score do: what laws say of runs before they are made, and how far off it was."""
 
 import argparse
 import hashlib
@@ -14,52 +14,10 @@ from precisionlm.analysis.predictions.predict import Predicted, predict
 from precisionlm.analysis.predictions.score import Group, Pair, Score, score
 from precisionlm.analysis.table import read as tables
 from precisionlm.cli.cells import read_cells
-from precisionlm.cli.fit_arguments import (
-    add_fit_arguments,
-    add_table_arguments,
-    columns_of,
-    dump,
-    fit_from,
-    names_of,
-    preview,
-    show_plan,
-)
-from precisionlm.cli.verbs import add_verb
+from precisionlm.cli.fit_arguments import columns_of, dump, names_of, show_plan
+from precisionlm.cli.fit_from import fit_from, preview
 from precisionlm.errors import DONE, UserError
 from precisionlm.whole_file import written
-
-
-def add_predictions(subparsers: Any) -> None:
-    """Register the verbs predict and score."""
-    parser = add_verb(
-        subparsers, "predict", run_predict,
-        "Write down what fitted laws say of cells before they are run. Each prediction has the interval in which 95 % "
-        "of such runs should lie. Prints the file's sha256, for the commit that holds it.",
-        "precisionlm predict --runs runs.parquet --law chinchilla,kumar --cells held_out.yaml -o predictions.csv",
-    )  # fmt: skip
-    add_table_arguments(parser)
-    parser.add_argument("--law", required=True, metavar="A,B,...", help="law or laws, or FILE.py:NAME")
-    parser.add_argument(
-        "--cells", required=True, type=Path, metavar="FILE",
-        help="what to predict: a table with a row a cell, a YAML list ('cells:'), or a sweep file",
-    )  # fmt: skip
-    parser.add_argument(
-        "-o", "--out", type=Path, default=Path("predictions.csv"), help="file (default predictions.csv)"
-    )
-    add_fit_arguments(parser, bootstrap=200)
-    parser.add_argument("--staged", action="store_true", help="fit the base on unquantized runs first, the rest after")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-    parser = add_verb(
-        subparsers, "score", run_score,
-        "Compare predictions with the runs that were made after them: relative errors, how many lie inside their "
-        "interval, the worst cells, and those that have no run or more than one.",
-        "precisionlm score predictions.csv runs.parquet",
-    )  # fmt: skip
-    parser.add_argument("predictions", type=Path, nargs="+", help="files that predict wrote, or with its columns")
-    parser.add_argument("runs", help="runs table: .csv, .tsv (also .gz), .parquet; or a published one")
-    parser.add_argument("--by", metavar="COLUMN", help="column of the runs that tells blocks apart (default name)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run_predict(arguments: argparse.Namespace) -> int:

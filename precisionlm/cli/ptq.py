@@ -45,22 +45,23 @@ def _ptq(args: argparse.Namespace) -> int:
     from precisionlm.cluster.preemption import Interruption
 
     with Interruption() as interrupted:
-        from precisionlm.cluster.executables import keep_executables
         from precisionlm.precision.recipe import parse_recipe
-        from precisionlm.progress import reporting
-        from precisionlm.ptq.calibration import Calibration
-        from precisionlm.ptq.evaluate import Options, plan_run, quantize_run, weight_quantization
-        from precisionlm.ptq.method import parse_method
-        from precisionlm.ptq.points import parse_steps
+        from precisionlm.ptq.method import parse_method, parse_steps, weight_quantization
         from precisionlm.storage.result import finished_runs
 
         check_counts(args, seed=(0, 2**63 - 1))
         check_moved(args)
         methods = list(dict.fromkeys(str(parse_method(word.strip())) for word in args.method.split(",")))
         quantizations = list(dict.fromkeys(weight_quantization(word.strip()) for word in args.weights.split(",")))
-        options = Options(parse_steps(args.steps), args.at, Calibration(args.calibration, args.seed), tuple(args.rest))
+        steps = parse_steps(args.steps)
         recipe = str(parse_recipe(args.recipe)) if args.recipe else None
         folders = list(dict.fromkeys(folder for root in args.runs for folder in finished_runs(root, recipe)))
+        from precisionlm.cluster.executables import keep_executables
+        from precisionlm.progress import reporting
+        from precisionlm.ptq.calibration import Calibration
+        from precisionlm.ptq.evaluate import Options, plan_run, quantize_run
+
+        options = Options(steps, args.at, Calibration(args.calibration, args.seed), tuple(args.rest))
         work = [(folder, method) for folder in folders for method in methods]
 
         def plan(one: tuple[Path, str]) -> Any:

@@ -1,4 +1,4 @@
-"""The verb publish: a runs table as a folder for others."""
+"""What publish does: a runs table as a folder for others."""
 
 import argparse
 import re
@@ -14,40 +14,13 @@ from precisionlm.analysis.publishing.clean import without_paths
 from precisionlm.analysis.publishing.publish import TABLE, Ready, Stated, ours, publish, ready
 from precisionlm.analysis.table import read as tables
 from precisionlm.cli.fit import add_fit
-from precisionlm.cli.fit_arguments import dump, fit_from, preview
-from precisionlm.cli.verbs import Parser, add_verb
+from precisionlm.cli.fit_arguments import dump
+from precisionlm.cli.fit_from import fit_from, preview
+from precisionlm.cli.verbs import Parser
 from precisionlm.data.meta import Meta
 from precisionlm.errors import DONE, UserError
 from precisionlm.training.provenance import package_version
 from precisionlm.whole_file import check_writable
-
-
-def add_publish(subparsers: Any) -> None:
-    """Register the verb publish."""
-    parser = add_verb(
-        subparsers, "publish", run_publish,
-        "Write a runs table as a folder for others: Parquet and CSV, a data card, Croissant metadata, and the fits "
-        "with their commands, as a page with figures.\nAbsolute paths are cut to their last part.",
-        "precisionlm publish runs.parquet --out published --license CC-BY-4.0 --data data/prepared \\\n"
-        "    --fit \"--law chinchilla --where 'w_bits == 16'\" --fit '--law kumar --bootstrap 200'",
-    )  # fmt: skip
-    parser.add_argument("runs", help="runs table: .csv, .tsv (also .gz), .parquet; or a published one")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder, or one that it wrote")
-    parser.add_argument("--title", default="Runs of precisionlm", help="of the card and the metadata")
-    parser.add_argument("--license", help="identifier (CC-BY-4.0) or URL; not stated if absent")
-    parser.add_argument("--url", help="where the folder will be found")
-    parser.add_argument("--creator", help="who made it")
-    parser.add_argument("--date", help="of publication, as in 2026-11-26")
-    parser.add_argument(
-        "--data", type=Path, action="append", metavar="FOLDER",
-        help="prepared text of the runs, for what its meta.json says of it; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--fit", action="append", metavar="OPTIONS",
-        help="options of `fit` but --runs: a fit for card and report; may be repeated",
-    )  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print what would be fitted")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run_publish(arguments: argparse.Namespace) -> int:

@@ -64,13 +64,14 @@ def _sweep(args: argparse.Namespace) -> int:
     from precisionlm.cluster.preemption import Interruption
 
     with Interruption() as signalled:  # before the imports that take seconds
-        from precisionlm.cluster.processes import is_first, on_all
         from precisionlm.sweep.grid import read_sweep
+
+        sweep = read_sweep(args.config, args.rest)  # what is wrong with it is told before JAX is there
+        from precisionlm.cluster.processes import is_first, on_all
         from precisionlm.sweep.rounding import check_fit, round_finished
         from precisionlm.sweep.rows import plan
         from precisionlm.sweep.workers import work
 
-        sweep = read_sweep(args.config, args.rest)
         options = _options(args, sweep.ptq)
         with joined(args, signalled, sweep.experiments) as interrupted:
             warn(sweep.experiments)
@@ -91,7 +92,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace, of_file: Sequence[Any]) -> Any:
     from precisionlm.packing.engine import Keep
-    from precisionlm.ptq.evaluate import weight_quantization
+    from precisionlm.ptq.method import weight_quantization
     from precisionlm.sweep.scheduler import Options
 
     if args.pack != "auto" and not re.fullmatch("0*[1-9][0-9]{0,5}", args.pack):

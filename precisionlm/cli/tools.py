@@ -144,17 +144,20 @@ def add_tools(verbs: Any) -> None:
 
 
 def _compile(args: argparse.Namespace) -> int:
+    from precisionlm.model.presets import load_experiment
+    from precisionlm.sweep.grid import load_sweep
+
+    # Errors of the file come before JAX does.
+    asked = load_sweep(args.config, args.rest) if args.sweep else [load_experiment(args.config, args.rest)]
     from precisionlm.compiling.ahead_of_time import compile_for, compile_sweep
     from precisionlm.compiling.report import as_json, as_text, details
-    from precisionlm.model.presets import load_experiment
     from precisionlm.progress import reporting
-    from precisionlm.sweep.grid import load_sweep
 
     with reporting("compile") as report:
         if args.sweep:
-            rows = compile_sweep(load_sweep(args.config, args.rest), args.topology, args.timeout, report, args.pack)
+            rows = compile_sweep(asked, args.topology, args.timeout, report, args.pack)
         else:
-            rows = [compile_for(load_experiment(args.config, args.rest), args.topology, args.timeout, args.pack)]
+            rows = [compile_for(asked[0], args.topology, args.timeout, args.pack)]
     if args.json:
         print(as_json(rows))
     else:

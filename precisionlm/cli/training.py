@@ -4,13 +4,15 @@ import argparse
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from precisionlm.cli.jobs import add_job_arguments, joined, planned, reporting_first, warn
 from precisionlm.cli.verbs import add_verb, loss_text, print_runs, surviving
 from precisionlm.errors import DIVERGED, DONE
 from precisionlm.json_text import dumps
-from precisionlm.progress import Reporter
+
+if TYPE_CHECKING:
+    from precisionlm.progress import Reporter
 
 
 def add_training(verbs: Any) -> None:
@@ -50,13 +52,14 @@ def _train(args: argparse.Namespace) -> int:
     from precisionlm.cluster.preemption import Interruption
 
     with Interruption() as signalled:  # before the imports that take seconds
-        from precisionlm.cluster.processes import is_first, on_all
         from precisionlm.model.presets import load_experiment
+
+        given = ["--training.weights_from", args.weights_only] if args.weights_only else []
+        experiment = load_experiment(args.config, args.rest + given)  # its errors come before JAX does
+        from precisionlm.cluster.processes import is_first, on_all
         from precisionlm.sweep.rows import plan
         from precisionlm.training.execute import train
 
-        given = ["--training.weights_from", args.weights_only] if args.weights_only else []
-        experiment = load_experiment(args.config, args.rest + given)
         with joined(args, signalled, [experiment]) as interrupted:
             warn([experiment])
             if args.dry_run:
@@ -74,7 +77,7 @@ def _train(args: argparse.Namespace) -> int:
 class _Steps:
     """Reports steps with their loss (nats/token) and the speed of the latest ones (tokens/s)."""
 
-    def __init__(self, report: Reporter, batch_tokens: int):
+    def __init__(self, report: "Reporter", batch_tokens: int):
         self._report, self._batch_tokens = report, batch_tokens
         self._recent: deque[tuple[float, int]] = deque(maxlen=20)
 
@@ -89,14 +92,15 @@ def _evaluate(args: argparse.Namespace) -> int:
     from precisionlm.cluster.preemption import Interruption
 
     with Interruption() as interrupted:
+        from precisionlm.storage.result import finished_runs
+
+        folders = dict.fromkeys(folder for root in args.runs for folder in finished_runs(root))
         from precisionlm.cluster.executables import keep_executables
         from precisionlm.progress import reporting
-        from precisionlm.storage.result import finished_runs
         from precisionlm.training.finished import check_overrides, evaluate_finished, request
 
         check_overrides(args.rest)
         keep_executables()
-        folders = dict.fromkeys(folder for root in args.runs for folder in finished_runs(root))
         # all of them, before anything is spent
         asked = [one for _, one in surviving(folders, lambda folder: request(folder, args.rest))]
         found = [{"run_dir": str(one.directory.path), "status": "done" if one.recorded else "new"} for one in asked]

@@ -32,10 +32,10 @@ from precisionlm.precision.recipe import BLOCK_LINEAR
 from precisionlm.ptq import evaluate as ptq
 from precisionlm.ptq.blocks import PART
 from precisionlm.ptq.calibration import Calibration
-from precisionlm.ptq.points import Steps, columns, one_before
+from precisionlm.ptq.method import Steps, weight_quantization
+from precisionlm.ptq.points import columns, one_before
 from precisionlm.storage.checkpoint import DamagedError
-from precisionlm.storage.result import Result
-from precisionlm.storage.run_directory import RunDirectory
+from precisionlm.storage.result import Result, finished_at
 from precisionlm.training.run import Run
 from precisionlm.whole_file import filled
 
@@ -89,10 +89,8 @@ def plan_export(folder: Path, asked: Asked) -> Plan:
         raise UserError(f"dtype {asked.dtype}; valid: {', '.join(DTYPES)}")
     if asked.weights is None and (asked.method != "rtn" or asked.at is not None):
         raise UserError("a method and --at are for weights in another format: give --weights, such as W4-g128")
-    result = Result.read(RunDirectory.at(folder))
-    if result is None or result.status != "done":
-        raise UserError(f"{folder} is not the directory of a finished run")
-    quantizations = [ptq.weight_quantization(asked.weights)] if asked.weights else []
+    finished_at(folder)
+    quantizations = [weight_quantization(asked.weights)] if asked.weights else []
     steps: Steps = "last" if asked.step is None else (asked.step,)
     options = ptq.Options(steps, asked.at, asked.calibration, asked.moved)
     found = ptq.plan_run(folder, asked.method, quantizations, options)

@@ -16,11 +16,12 @@ from precisionlm.errors import UserError
 from precisionlm.hub.layouts import Layout, layout_of, pack, tensor_scale
 from precisionlm.hub.names import PROJECTIONS, linear, split
 from precisionlm.precision.binding import Grids, Structure
-from precisionlm.precision.formats import Grid, round_to_grid
+from precisionlm.precision.grid import Grid, round_to_grid
 from precisionlm.precision.learned import kept_extent, weights_extent
 from precisionlm.precision.quantize import fake_quantize, quantize
 from precisionlm.precision.recipe import BLOCK_LINEAR, Quantization, Recipe
-from precisionlm.precision.scaling import Scaling, scale_of
+from precisionlm.precision.scales import scale_of
+from precisionlm.precision.scaling import Scaling
 from precisionlm.ptq.blocks import PART
 from precisionlm.training.run import Run
 

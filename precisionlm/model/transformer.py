@@ -19,7 +19,8 @@ from precisionlm.model.placement import UNPLACED, Placement
 from precisionlm.precision.binding import Grids, PackedGrids, Structure, pack
 from precisionlm.precision.dot_general import PRODUCT_TAG
 from precisionlm.precision.quantize import fake_quantize
-from precisionlm.precision.scaling import SCALE_TAG, Parts, from_largest
+from precisionlm.precision.scales import SCALE_TAG, from_largest
+from precisionlm.precision.scaling import Parts
 
 _NAMED = jax.checkpoint_policies.save_only_these_names(SCALE_TAG, PRODUCT_TAG, ATTENTION_TAG)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from precisionlm.errors import UserError
 from precisionlm.precision.binding import Structure, grids_of
-from precisionlm.precision.formats import Grid
+from precisionlm.precision.grid import Grid
 from precisionlm.precision.recipe import Recipe
 from precisionlm.precision.scaling import Scaling
 

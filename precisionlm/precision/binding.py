@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from precisionlm.errors import UserError
-from precisionlm.precision.formats import BF16, Grid
+from precisionlm.precision.formats import BF16
+from precisionlm.precision.grid import Grid
 from precisionlm.precision.native import with_code_dtypes
 from precisionlm.precision.recipe import Quantization, Recipe
 from precisionlm.precision.scaling import LEARNED, Parts, Scaling

@@ -24,7 +24,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from precisionlm.precision.binding import Structure
-from precisionlm.precision.formats import Grid
+from precisionlm.precision.grid import Grid
 from precisionlm.precision.products import Product, Source, products
 from precisionlm.precision.quantize import (
     TAG,

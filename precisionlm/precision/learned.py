@@ -12,9 +12,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from precisionlm.precision.formats import Grid
+from precisionlm.precision.grid import Grid
 from precisionlm.precision.quantize import quantize
-from precisionlm.precision.scaling import Scaling, extent_of, gather, shape_of_scales, spread
+from precisionlm.precision.scales import extent_of, gather, shape_of_scales, spread
+from precisionlm.precision.scaling import Scaling
 
 
 def initial_log_extent(w: jax.Array, axis: int, scaling: Scaling, grid: Grid) -> jax.Array:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.extend import core
 
 from precisionlm.errors import UserError
-from precisionlm.precision.formats import Grid, round_to_grid
+from precisionlm.precision.grid import Grid, round_to_grid
 from precisionlm.precision.quantize import ORIGINAL, SCALES, TAG
 
 Tags = frozenset[str]

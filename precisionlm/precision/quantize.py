@@ -14,9 +14,10 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from precisionlm.precision.formats import Grid, round_to_grid
+from precisionlm.precision.grid import Grid, round_to_grid
 from precisionlm.precision.recipe import OPERANDS, SITES
-from precisionlm.precision.scaling import Scaling, scale_of
+from precisionlm.precision.scales import scale_of
+from precisionlm.precision.scaling import Scaling
 
 ORIGINAL, SCALES, TAG = "original:", "scales:", "quantized:"
 Axes = int | tuple[int, ...]

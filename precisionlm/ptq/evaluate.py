@@ -1,7 +1,6 @@
 """Quantize finished runs after training and record the loss beside the run, as rows of the same table."""
 
 import hashlib
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,11 +12,10 @@ from precisionlm.config import Experiment, load
 from precisionlm.errors import PreemptedError, UserError
 from precisionlm.precision.binding import Grids, Structure
 from precisionlm.precision.describe import format_columns
-from precisionlm.precision.recipe import BLOCK_LINEAR, Quantization, parse_recipe
-from precisionlm.precision.scaling import LEARNED
+from precisionlm.precision.recipe import BLOCK_LINEAR, Quantization
 from precisionlm.ptq.calibration import Calibration
-from precisionlm.ptq.method import Method, parse_method
-from precisionlm.ptq.points import Point, Steps, columns, one_before, points
+from precisionlm.ptq.method import Method, Steps, parse_method
+from precisionlm.ptq.points import Point, columns, one_before, points
 from precisionlm.ptq.rtn import round_to_nearest, weights_and_scales
 from precisionlm.ptq.walk import OnWeight, quantize_blocks
 from precisionlm.storage.checkpoint import DamagedError, restore_params
@@ -27,31 +25,6 @@ from precisionlm.training.evaluate import evaluate
 from precisionlm.training.finished import request
 from precisionlm.training.run import Run, record_evaluation
 from precisionlm.training.step import Program, abstract_state, bound
-
-
-def weight_quantization(text: str) -> Quantization:
-    """`4`, `int4`, `int4/g128`, `mxfp4`, … as a recipe writes a weight's format, or `W4`, `W4-g128` as it writes one
-    of weights alone. Raises UserError, also for what only training has: stochastic rounding, random signs before a
-    rotation, trained scales."""
-    if short := re.fullmatch(r"W([0-9]+)(-g[0-9]+)?", text):
-        return weight_quantization(f"int{short[1]}{(short[2] or '').replace('-', '/')}")
-    if alien := re.search(r"[@:,=-]", text):
-        raise UserError(f"'{text}': '{alien[0]}' is for recipes; give bits such as 4 or a format such as int4/g128")
-    word = f"int{text}" if re.fullmatch("[0-9]+", text) else text
-    quantization = parse_recipe(f"W={word}").commonest("w")
-    if quantization is None:
-        raise UserError(f"'{text}' leaves the weights unquantized; give bits such as 4 or a format such as int4/g128")
-    if alien_words := [word for word in quantization.words() if _of_training(word)]:
-        raise UserError(
-            f"'{text}': weights are rounded to nearest under fixed scales after training; leave away "
-            f"{', '.join(alien_words)}"
-        )
-    return quantization
-
-
-def _of_training(word: str) -> bool:
-    """Whether only training has what a word says: noise, random signs, trained scales, a gradient's rule."""
-    return word in ("sr", "trust", *LEARNED) or word.startswith("rhad")
 
 
 def bound_to(experiment: Experiment, quantization: Quantization) -> tuple[Structure, Grids]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from precisionlm.precision.formats import Grid, round_to_grid
+from precisionlm.precision.grid import Grid, round_to_grid
 from precisionlm.ptq.hessian import UNTUNED, inverse_root
 
 _BLOCK = 128  # rows whose errors are carried over to the rest in one product

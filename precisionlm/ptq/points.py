@@ -1,22 +1,20 @@
 """Points of a run whose weights are kept: its end, checkpoints on the way, the trunk's state before the decay."""
 
 import math
-import re
 import statistics
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from etils import epath
 
 from precisionlm.data import source
 from precisionlm.errors import UserError
+from precisionlm.ptq.method import Steps
 from precisionlm.storage.checkpoint import folder_of, steps_in
 from precisionlm.storage.run_directory import RunDirectory, read_metrics
 from precisionlm.training.flops import training_flops_per_token
 from precisionlm.training.optimizer import decay_share, final_rate_fraction, hyperparameters
 from precisionlm.training.run import Run, non_embedding_of
-
-Steps = Literal["last", "all"] | tuple[int, ...]  # or after how many steps
 
 
 @dataclass(frozen=True)
@@ -31,18 +29,6 @@ class Point:
 def one_before(point: Point) -> int | None:
     """The step of the checkpoint before a point's; None where there is none."""
     return next((step for step in steps_in(point.folder) if step < point.step), None)
-
-
-def parse_steps(text: str) -> Steps:
-    """`last`, `all` or numbers of steps such as `1000,2000`. Raises UserError."""
-    if text == "last":
-        return "last"
-    if text == "all":
-        return "all"
-    words = text.split(",")
-    if not all(re.fullmatch("0*[1-9][0-9]{0,11}", word) for word in words):
-        raise UserError(f"--steps {text}: last, all, or numbers of steps such as 1000,2000")
-    return tuple(sorted({int(word) for word in words}))
 
 
 def points(run: Run, directory: RunDirectory, steps: Steps) -> list[Point]:

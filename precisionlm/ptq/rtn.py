@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from precisionlm.precision.binding import Grids, Structure
-from precisionlm.precision.formats import Grid, round_to_grid
+from precisionlm.precision.grid import Grid, round_to_grid
 from precisionlm.precision.quantize import block_hadamard
 from precisionlm.precision.recipe import BLOCK_LINEAR
 from precisionlm.precision.scaling import Scaling

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from precisionlm.precision.formats import Grid, round_to_grid
-from precisionlm.precision.scaling import Scaling, gather, scale_of, spread
+from precisionlm.precision.grid import Grid, round_to_grid
+from precisionlm.precision.scales import gather, scale_of, spread
+from precisionlm.precision.scaling import Scaling
 
 _SHRINKS = np.linspace(0.98, 0.3, 35)  # of the largest magnitude; the search of IST-DASLab/gptq goes to 0.2
 _BINADES = np.array([0.5, 2.0])  # for scales that are powers of two

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from precisionlm.precision.binding import Grids, PackedGrids, Structure
-from precisionlm.precision.formats import Grid
+from precisionlm.precision.grid import Grid
 from precisionlm.precision.recipe import BLOCK_LINEAR
 from precisionlm.precision.scaling import Scaling
 from precisionlm.ptq import awq, blocks

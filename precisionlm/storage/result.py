@@ -48,6 +48,14 @@ class Result(BaseModel):
         (directory.path / _NAME).replace(directory.path / f"{_NAME}.damaged")
 
 
+def finished_at(folder: Path) -> Result:
+    """The result of a run that finished training. Raises UserError where there is none or it cannot be read."""
+    result = Result.read(RunDirectory.at(folder))
+    if result is None or result.status != "done":
+        raise UserError(f"{folder} is not the directory of a finished run")
+    return result
+
+
 def finished_under(root: Path) -> list[RunDirectory]:
     """Run directories at or under a folder that have a result, by path."""
     return [RunDirectory.at(path.parent) for path in sorted(Path(root).rglob(_NAME))]

@@ -1,14 +1,16 @@
 """What a sweep may cost, checked before anything runs."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from precisionlm.cluster.hardware import ASSUMED_MFU, Chip, chip_hours, chip_named
 from precisionlm.errors import UserError
 from precisionlm.sections import Section
-from precisionlm.sweep.rows import Row
+
+if TYPE_CHECKING:
+    from precisionlm.sweep.rows import Row
 
 
 class Budget(Section):
@@ -33,7 +35,7 @@ class Budget(Section):
             raise ValueError("give flops or chip_hours, or both")
         return self
 
-    def check(self, rows: Sequence[Row], source: str, at_hand: Chip | None) -> None:
+    def check(self, rows: Sequence["Row"], source: str, at_hand: Chip | None) -> None:
         """Raises UserError, beginning with `source`, where the rows cost more. at_hand: the chip that is meant where
         the budget names none."""
         flops = sum(row.flops - row.shared for row in rows)

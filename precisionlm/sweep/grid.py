@@ -30,11 +30,10 @@ from precisionlm.config import Experiment, apply_overrides, build
 from precisionlm.errors import UserError
 from precisionlm.model.presets import preset_changes, with_preset
 from precisionlm.precision.recipe import Quantization
-from precisionlm.ptq.evaluate import weight_quantization
+from precisionlm.ptq.method import weight_quantization
 from precisionlm.sections import Section, validated
 from precisionlm.sweep.budget import Budget
 from precisionlm.sweep.rules import LearningRate
-from precisionlm.sweep.where import meant
 from precisionlm.yaml_text import read_yaml
 
 _RATE, _SEED, _STEPS = "optimizer.learning_rate", "training.seed", "training.steps"
@@ -122,10 +121,18 @@ def read_sweep(path: str | Path, overrides: list[str] | None = None) -> Sweep:
     for combination in itertools.product(*axes.values()):
         changes = {key: value for part in combination for key, value in part.items()}
         points.append(_build_point(base, changes, file.lr, overrides or [], source))
-    kept = [e for e in points if meant(e, file.where or (), f"{path}: where")]
+    if file.where is not None:
+        points = _meant(points, file.where, f"{path}: where")
+    return Sweep(points, file.budget, tuple(weight_quantization(word) for word in file.evaluate.ptq))
+
+
+def _meant(points: list[Experiment], where: tuple[str, ...], source: str) -> list[Experiment]:
+    from precisionlm.sweep.where import meant  # reads counts of real models: with JAX
+
+    kept = [e for e in points if meant(e, where, source)]
     if not kept:
-        raise UserError(f"{path}: where: none of the {len(points)} rows is left")
-    return Sweep(kept, file.budget, tuple(weight_quantization(word) for word in file.evaluate.ptq))
+        raise UserError(f"{source}: none of the {len(points)} rows is left")
+    return kept
 
 
 def _axes(file: SweepFile, source: str) -> dict[str, Sequence[Changes]]:

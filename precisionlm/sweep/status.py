@@ -18,7 +18,6 @@ from precisionlm.storage.failure import read_failure
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory, last_metrics
 from precisionlm.training.flops import training_flops_per_token
-from precisionlm.training.run import identified
 
 State = Literal["done", "diverged", "running", "failed", "begun", "new"]
 STATES: dict[State, str] = {
@@ -83,6 +82,8 @@ class Standing:
 
 def standings(experiments: Sequence[Experiment], out: Path) -> list[Standing]:
     """Every run of a sweep, once. Raises UserError where data or a result cannot be read."""
+    from precisionlm.training.run import identified  # with JAX, which a look at one run does not need
+
     found: dict[str, Standing] = {}
     for experiment in experiments:
         run_id, e = identified(experiment)

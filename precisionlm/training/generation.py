@@ -15,8 +15,7 @@ from precisionlm.errors import PreemptedError, UserError
 from precisionlm.model import cache as kept
 from precisionlm.precision.binding import Grids, leaks_future
 from precisionlm.storage.checkpoint import folder_of, restore_newest
-from precisionlm.storage.result import Result
-from precisionlm.storage.run_directory import RunDirectory
+from precisionlm.storage.result import finished_at
 from precisionlm.training.finished import request
 from precisionlm.training.run import Run
 from precisionlm.training.step import Program, abstract_state
@@ -119,9 +118,7 @@ def continued(
     """What a finished run makes of a prompt, which stands at the start of a document as in its data: prompt, text and
     the ids of its new tokens. recipe: the run's own if None; moved: where data and checkpoints are now,
     as `finished.request` takes it. Raises UserError, also as `generate`, and PreemptedError."""
-    result = Result.read(RunDirectory.at(folder))
-    if result is None or result.status != "done":
-        raise UserError(f"{folder} is not the directory of a finished run")
+    finished_at(folder)
     given = [] if recipe is None else ["--precision.recipe", recipe, "--precision.execution", "simulated"]
     one = ["--mesh.replica", "1", "--mesh.fsdp", "1", "--mesh.tensor", "1"]
     asked = request(folder, [*moved, *given, *one], jax.devices()[:1])

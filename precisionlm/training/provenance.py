@@ -5,24 +5,26 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import jax
-from jax.sharding import Mesh
+from typing import TYPE_CHECKING, Any
 
 import precisionlm
 from precisionlm.json_text import dumps
 from precisionlm.storage.run_directory import RunDirectory, read_metrics
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 _NAME = "segments.jsonl"
 
 Segment = dict[str, Any]  # plain JSON; keys: `segment`
 
 
-def segment(mesh: Mesh, attention: str, step: int, together: int = 1) -> Segment:
+def segment(mesh: "Mesh", attention: str, step: int, together: int = 1) -> Segment:
     """The start that is now. time: UTC, ISO 8601; step: done before it (count); versions; device: kind x count; mesh:
     size of each axis; attention: its kernel, and why no fused one if none; processes (count); together: runs that were
     one program on these devices (count)."""
+    import jax
+
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
@@ -56,7 +58,8 @@ def package_version() -> str:
     """The version of precisionlm; with +COMMIT, and -dirty after changes, where its files are tracked by git."""
     folder = Path(precisionlm.__file__).parent
     described = _git(folder, "describe", "--always", "--dirty") if _git(folder, "ls-files", "__init__.py") else ""
-    return f"{precisionlm.__version__}+{described}" if described else precisionlm.__version__
+    version = precisionlm.__version__
+    return f"{version.partition('+')[0]}+{described}" if described else version
 
 
 def _git(folder: Path, *words: str) -> str:

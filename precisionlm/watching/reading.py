@@ -14,7 +14,6 @@ import numpy as np
 from precisionlm.cluster.hardware import model_flops_utilization
 from precisionlm.config import Experiment, load
 from precisionlm.errors import UserError
-from precisionlm.storage.checkpoint import folder_of, steps_in
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.sweep.status import Standing, standing_of
 from precisionlm.training.provenance import segments
@@ -94,17 +93,17 @@ class Watched:
         return _reading(self._directory, self._experiment, standing, record, self._follower.changed), record
 
 
-def run_folders(roots: Sequence[Path]) -> list[Path]:
-    """Run directories among the paths, and at most two folders below them, by path. Raises UserError for a path that is
-    not there."""
+def run_folders(roots: Sequence[Path], traces: Sequence[str] = ("config.yaml",)) -> list[Path]:
+    """Run directories among the paths, and at most two folders below them, by path: folders with a run's name and one
+    of these files. Raises UserError for a path that is not there."""
     found: dict[Path, None] = {}
     for root in roots:
         if not root.is_dir():
             raise UserError(f"{root}: no run directory, nor a folder of them")
-        for pattern in ("config.yaml", "*/config.yaml", "*/*/config.yaml"):
-            for config in sorted(root.glob(pattern)):
-                if _RUN_ID.fullmatch(config.parent.absolute().name):
-                    found.setdefault(config.parent)
+        for above in ("", "*/", "*/*/"):
+            for folder in sorted({path.parent for trace in traces for path in root.glob(above + trace)}):
+                if _RUN_ID.fullmatch(folder.absolute().name):
+                    found.setdefault(folder)
     return list(found)
 
 
@@ -177,6 +176,8 @@ def _seconds_left(record: Record, steps: int) -> float | None:
 def _newest_checkpoint(directory: RunDirectory, e: Experiment) -> tuple[int | None, float | None]:
     """(step, age in seconds) of the newest; None where there is none or the place cannot be asked."""
     try:
+        from precisionlm.storage.checkpoint import folder_of, steps_in  # with JAX, only for a run that goes on
+
         folder = folder_of(directory, e.checkpoint)
         steps = steps_in(folder)
         return (steps[0], time.time() - (folder / str(steps[0])).stat().mtime) if steps else (None, None)

@@ -12,7 +12,8 @@ import yaml
 
 from precisionlm.config import build
 from precisionlm.errors import PreemptedError, UserError
-from precisionlm.ptq.evaluate import quantize_run, weight_quantization
+from precisionlm.ptq.evaluate import quantize_run
+from precisionlm.ptq.method import weight_quantization
 from precisionlm.storage.run_directory import RunDirectory, read_metrics
 from precisionlm.sweep.rows import plan
 from precisionlm.sweep.scheduler import run_sweep

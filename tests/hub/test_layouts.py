@@ -8,7 +8,7 @@ from precisionlm.errors import UserError
 from precisionlm.hub.layouts import Layout, layout_of, pack, pack_again, tensor_scale, unpack
 from precisionlm.hub.tensors import BF16, FP8
 from precisionlm.precision.recipe import parse_recipe
-from precisionlm.ptq.evaluate import weight_quantization
+from precisionlm.ptq.method import weight_quantization
 from precisionlm.ptq.rtn import rounded
 from precisionlm.ptq.scales import weight_scales
 

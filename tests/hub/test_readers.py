@@ -13,7 +13,8 @@ import pytest
 from precisionlm.errors import UserError
 from precisionlm.hub.export import Asked, export
 from precisionlm.hub.import_ import Stated, import_model, plan_import
-from precisionlm.ptq.evaluate import bound_to, weight_quantization
+from precisionlm.ptq.evaluate import bound_to
+from precisionlm.ptq.method import weight_quantization
 from precisionlm.ptq.rtn import round_to_nearest
 from precisionlm.storage.checkpoint import restore_params
 from precisionlm.training.finished import evaluate_finished, request

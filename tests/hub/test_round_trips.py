@@ -10,7 +10,8 @@ from precisionlm.hub import tensors
 from precisionlm.hub.export import Asked, export
 from precisionlm.hub.import_ import Stated, import_model, plan_import
 from precisionlm.ptq.calibration import Calibration
-from precisionlm.ptq.evaluate import Options, quantize_run, weight_quantization
+from precisionlm.ptq.evaluate import Options, quantize_run
+from precisionlm.ptq.method import weight_quantization
 from precisionlm.storage.checkpoint import restore_params
 from precisionlm.training.finished import evaluate_finished, request
 from precisionlm.training.step import abstract_state

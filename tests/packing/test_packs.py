@@ -16,7 +16,8 @@ from precisionlm.packing.engine import Keep, Trained, train_pack
 from precisionlm.packing.prepare import Prepared
 from precisionlm.packing.program import PackShape, run_mesh
 from precisionlm.packing.reached import Results
-from precisionlm.ptq.evaluate import Options, quantize_run, weight_quantization
+from precisionlm.ptq.evaluate import Options, quantize_run
+from precisionlm.ptq.method import weight_quantization
 from precisionlm.storage.claim import claim
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory, read_metrics

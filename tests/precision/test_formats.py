@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from precisionlm.errors import UserError
-from precisionlm.precision.formats import parse_format, round_to_grid
+from precisionlm.precision.formats import parse_format
+from precisionlm.precision.grid import round_to_grid
 
 OCP = {
     "e4m3fn": ml_dtypes.float8_e4m3fn,

@@ -16,7 +16,8 @@ from precisionlm.precision.learned import (
     weights_extent,
 )
 from precisionlm.precision.recipe import parse_recipe
-from precisionlm.precision.scaling import Scaling, shape_of_scales
+from precisionlm.precision.scales import shape_of_scales
+from precisionlm.precision.scaling import Scaling
 from precisionlm.training.execute import train
 from precisionlm.training.run import prepare_run
 from precisionlm.training.step import initial_state

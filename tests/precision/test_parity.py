@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from precisionlm.precision.formats import parse_format, round_to_grid
+from precisionlm.precision.formats import parse_format
+from precisionlm.precision.grid import round_to_grid
 from precisionlm.precision.quantize import quantize
 from precisionlm.precision.recipe import parse_recipe
-from precisionlm.precision.scaling import Scaling, scale_of
+from precisionlm.precision.scales import scale_of
+from precisionlm.precision.scaling import Scaling
 
 qwix = pytest.importorskip("qwix", reason="parity with Qwix needs qwix, of the dev extra")
 gfloat = pytest.importorskip("gfloat", reason="parity with OCP MX needs gfloat, of the dev extra")

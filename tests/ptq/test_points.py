@@ -10,8 +10,8 @@ from precisionlm.cli.main import main
 from precisionlm.config import build
 from precisionlm.errors import UserError
 from precisionlm.ptq.calibration import Calibration
-from precisionlm.ptq.evaluate import Options, plan_run, quantize_run, weight_quantization
-from precisionlm.ptq.points import parse_steps
+from precisionlm.ptq.evaluate import Options, plan_run, quantize_run
+from precisionlm.ptq.method import parse_steps, weight_quantization
 from precisionlm.sweep.collect import collect
 from precisionlm.training.execute import train
 

@@ -8,7 +8,8 @@ import pytest
 
 from precisionlm.errors import UserError
 from precisionlm.precision.recipe import parse_recipe
-from precisionlm.ptq.evaluate import bound_to, quantize_run, weight_quantization
+from precisionlm.ptq.evaluate import bound_to, quantize_run
+from precisionlm.ptq.method import weight_quantization
 from precisionlm.ptq.rtn import round_to_nearest
 from precisionlm.storage.checkpoint import folder_of, restore_params
 from precisionlm.storage.result import finished_runs

@@ -9,14 +9,14 @@ import pytest
 
 from precisionlm.config import build
 from precisionlm.precision.binding import Structure
-from precisionlm.precision.formats import round_to_grid
+from precisionlm.precision.grid import round_to_grid
 from precisionlm.precision.quantize import quantize
 from precisionlm.precision.recipe import BLOCK_LINEAR
-from precisionlm.precision.scaling import scale_of
+from precisionlm.precision.scales import scale_of
 from precisionlm.ptq import awq, blocks
 from precisionlm.ptq.calibration import Calibration
-from precisionlm.ptq.evaluate import bound_to, weight_quantization
-from precisionlm.ptq.method import parse_method
+from precisionlm.ptq.evaluate import bound_to
+from precisionlm.ptq.method import parse_method, weight_quantization
 from precisionlm.ptq.rtn import round_to_nearest, rounded
 from precisionlm.ptq.walk import quantize_blocks
 from precisionlm.training.run import prepare_run

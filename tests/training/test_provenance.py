@@ -61,4 +61,5 @@ def test_the_commit_is_told_where_git_tracks_the_package(monkeypatch, tracked, v
         return subprocess.CompletedProcess(command, 0, stdout=f"{said}\n")
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert package_version.__wrapped__() == precisionlm.__version__ + version
+    here = precisionlm.__version__
+    assert package_version.__wrapped__() == (here.partition("+")[0] + version if version else here)

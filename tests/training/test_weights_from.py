@@ -10,7 +10,8 @@ import pytest
 from precisionlm.cli.main import main
 from precisionlm.config import CheckpointConfig, apply_overrides, build, to_yaml
 from precisionlm.errors import UserError
-from precisionlm.ptq.evaluate import quantize_run, weight_quantization
+from precisionlm.ptq.evaluate import quantize_run
+from precisionlm.ptq.method import weight_quantization
 from precisionlm.storage.checkpoint import Checkpoints, absolute, folder_of, restore_params
 from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.execute import beginning_of, train

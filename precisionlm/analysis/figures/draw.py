@@ -79,6 +79,13 @@ def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     return paths
 
 
+@styled
+def save_as(figure: Figure, path: Path) -> None:
+    """Write one file, of the kind that its name ends in (PNG at 150 dpi), whole or not at all. Raises UserError."""
+    with written(path) as partial:
+        figure.savefig(partial, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def write_all(figures: dict[str, Figure], folder: Path) -> list[Path]:
     """Save each as SVG and PNG. Raises UserError if the folder cannot be written."""
     return [path for name, figure in figures.items() for path in save(figure, folder, name)]

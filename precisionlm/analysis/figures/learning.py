@@ -1,6 +1,7 @@
 """Loss along training, from the metrics that runs wrote: `FOLDER/RUN_ID/metrics.jsonl`, a JSON object a line."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ EARLY = 0.01  # of the longest run: what lies before it is not shown
 WINDOW = 0.02  # share of a run that the training loss is averaged over
 
 
-@styled
 def curves(frame: pd.DataFrame, recipes: Recipes, folder: Path) -> Figure | None:
     """Loss against tokens, a panel a model size, a look a recipe: training loss as a line, evaluations as points.
 
@@ -26,7 +26,14 @@ def curves(frame: pd.DataFrame, recipes: Recipes, folder: Path) -> Figure | None
     rows = frame.assign(_recipe=recipes.labels).drop_duplicates("run_id")
     runs = [run for run in map(str, rows["run_id"]) if Path(run).name == run != ".."]  # others lie elsewhere
     found = {run: metrics(folder / run / "metrics.jsonl") for run in runs}
-    rows = rows[[len(found.get(str(run), ())) > 0 for run in rows["run_id"]]]
+    return curves_of(rows.assign(run=rows["run_id"].astype(str)), recipes, found)
+
+
+@styled
+def curves_of(rows: pd.DataFrame, recipes: Recipes, found: Mapping[str, pd.DataFrame]) -> Figure | None:
+    """The same for any runs. rows: a row a run, with its N_params, batch_tokens and _recipe, the label of its look;
+    found: the metrics of each by the column `run`. None where no run has metrics."""
+    rows = rows[[len(found.get(run, ())) > 0 for run in rows["run"]]]
     if not len(rows):
         return None
     panels = bins(rows["N_params"].to_numpy(float))
@@ -38,7 +45,7 @@ def curves(frame: pd.DataFrame, recipes: Recipes, folder: Path) -> Figure | None
             look = recipes.looks[name]
             ax.plot([], [], **look.points() | look.line(), label=name)
             for _, run in here[here["_recipe"] == name].iterrows():
-                lines = found[str(run["run_id"])]
+                lines = found[run["run"]]
                 for column, style in (("loss", look.line() | {"lw": 0.8, "alpha": 0.7}), ("val_loss", look.points())):
                     if column in lines.columns:
                         known = lines[lines[column].notna()]

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from precisionlm.analysis.fitting.words import OVER
 from precisionlm.analysis.table.read import Table
 from precisionlm.errors import UserError
 
-OVER = ("auto", "row", "run", "seed", "cell")
 SHARED = 0.5  # of the runs that have a partner in their cell, from which arms count as paired
 FEW = 10  # groups below which resampling them says little
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from precisionlm.analysis.fitting.words import LEAST_CELLS, LEAST_ROWS
 from precisionlm.analysis.table.read import Table
 from precisionlm.errors import UserError
 
 FOLDS, LARGEST_N, LARGEST_D = "k-fold by cell", "largest N", "largest D"
 SPLITS = (FOLDS, LARGEST_N, LARGEST_D)
-LEAST_ROWS, LEAST_CELLS = 10, 3  # fewer rows, or fewer (N, D) pairs, say little about a law
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from precisionlm.analysis.table.derive import gaps
+
+if TYPE_CHECKING:
+    import jax
 
 Formula = Callable[[Mapping[str, Any], Mapping[str, Any], Any], Any]
 Fields = tuple[float, float] | None  # exponent and mantissa bits of a format; None where only its width is known
@@ -230,8 +231,10 @@ class Law:
         named = dict(zip(self.names, values, strict=True))
         return named | {f"log_{p.name}": np.log(named[p.name]) for p in self.parameters if p.log}
 
-    def constants_at(self, point: jax.Array) -> dict[str, Any]:
+    def constants_at(self, point: "jax.Array") -> dict[str, Any]:
         """The same from a point (p,) in search space, where the logarithms are the coordinates."""
+        import jax.numpy as jnp  # here: a question about a law waits for no JAX
+
         named: dict[str, Any] = {}
         for i, p in enumerate(self.parameters):
             named |= {p.name: jnp.exp(point[i]), f"log_{p.name}": point[i]} if p.log else {p.name: point[i]}

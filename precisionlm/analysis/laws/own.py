@@ -4,8 +4,6 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from precisionlm.analysis.laws.base import Law
@@ -54,6 +52,9 @@ def _read(path: str, changed: int, name: str, text: str) -> Law:
 
 def _try(law: Law, text: str) -> None:
     """Evaluate the formula once with NumPy and once as JAX traces it."""
+    import jax
+    import jax.numpy as jnp
+
     columns = {symbol.name: np.full(SAMPLE, 2.0) for symbol in law.symbols}
     middle = [float(np.clip(np.mean(p.start), *p.bounds)) for p in law.parameters]
 
