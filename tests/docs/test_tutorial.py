@@ -16,7 +16,7 @@ from .pages import ROOT, fenced
 PAGE = (ROOT / "docs/tutorial.md").read_text()
 TINY = {
     "    - {model.width: 32, model.mlp_width: 96}\n": "",
-    "tokens: [1.5e5, 3e5, 6e5, 1.2e6]": "tokens: [4e3, 8e3]",
+    "tokens: [1.5e5, 3e5, 6e5, 1.2e6]": "tokens: [2e4, 4e4]",
     "eval_tokens: 50000": "eval_tokens: 2000",
     "--bootstrap 200": "--bootstrap 5 --starts 20",
 }
