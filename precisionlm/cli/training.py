@@ -94,12 +94,15 @@ def _evaluate(args: argparse.Namespace) -> int:
     with Interruption() as interrupted:
         from precisionlm.storage.result import finished_runs
 
+        if args.rest:  # what is wrong with the words is told before what is wrong with the folders
+            from precisionlm.training.finished import check_overrides
+
+            check_overrides(args.rest)
         folders = dict.fromkeys(folder for root in args.runs for folder in finished_runs(root))
         from precisionlm.cluster.executables import keep_executables
         from precisionlm.progress import reporting
-        from precisionlm.training.finished import check_overrides, evaluate_finished, request
+        from precisionlm.training.finished import evaluate_finished, request
 
-        check_overrides(args.rest)
         keep_executables()
         # all of them, before anything is spent
         asked = [one for _, one in surviving(folders, lambda folder: request(folder, args.rest))]
