@@ -55,20 +55,22 @@ def test_bar_and_log_say_the_same(capsys, monkeypatch, terminal):
 
 def test_a_log_has_the_first_and_the_last_line_of_a_job(capsys):
     with reporting("train") as report:
-        report(0.0, "setting up, compiling the step")
+        report(0.0, "compiling the step")
         for step in range(1, 4):
             report(step / 3, f"step {step}")
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split("  ")[-1] for line in lines] == ["setting up, compiling the step", "step 3"]
+    assert [line.split("  ")[-1] for line in lines] == ["compiling the step", "step 3"]
 
 
 def test_steps_are_told_with_their_speed(monkeypatch):
     said, now = [], iter([10.0, 12.0, 14.0])
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(now)))
     told = training._Steps(lambda share, text: said.append((share, text)), 1000)
+    told(0, 4, float("nan"))
     for step in (1, 2, 4):
         told(step, 4, 2.5)
     assert said == [
+        (0.0, "compiling the step"),
         (0.25, "step 1/4  loss 2.5000"),
         (0.5, "step 2/4  loss 2.5000  500 tokens/s"),
         (1.0, "step 4/4  loss 2.5000  750 tokens/s"),

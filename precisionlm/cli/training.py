@@ -1,6 +1,7 @@
 """The verbs that run models one by one: train, evaluate."""
 
 import argparse
+import math
 import time
 from collections import deque
 from pathlib import Path
@@ -66,7 +67,6 @@ def _train(args: argparse.Namespace) -> int:
                 rows = on_all(lambda: plan([experiment], args.out))
                 return print_runs(planned(rows, args.chip, args.mfu), args.json) if is_first() else DONE
             with reporting_first("train") as report:
-                report(0.0, "setting up, compiling the step")
                 told = _Steps(report, experiment.batch_tokens)
                 outcome = train(experiment, args.out, told, interrupted)
     if is_first():
@@ -82,6 +82,9 @@ class _Steps:
         self._recent: deque[tuple[float, int]] = deque(maxlen=20)
 
     def __call__(self, step: int, steps: int, loss: float) -> None:
+        if not self._recent and math.isnan(loss):  # before the first one
+            self._report(step / steps, "compiling the step")
+            return
         self._recent.append((time.monotonic(), step))
         (begun, first), (now, _) = self._recent[0], self._recent[-1]
         speed = f"  {(step - first) * self._batch_tokens / (now - begun):,.0f} tokens/s" if now > begun else ""

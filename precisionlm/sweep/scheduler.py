@@ -272,4 +272,4 @@ def _fail(run: Run, out: Path, error: Exception, outcome: SweepOutcome, say: Cal
 
 
 def _report_run(report: Reporter, begin: float, share: float, text: str, step: int, steps: int, loss: float) -> None:
-    report(begin + share * step / steps, f"{text}  loss {loss:.3f}")
+    report(begin + share * step / steps, text + ("  compiling" if math.isnan(loss) else f"  loss {loss:.3f}"))

@@ -1,5 +1,6 @@
 """One run from start to result: resume, audit, train, evaluate, record."""
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -139,6 +140,7 @@ def _train_from(
             raise PreemptedError(stopped)
 
     stop_before_compiling()
+    progress(beginning.step, run.experiment.training.steps, math.nan)
     checkpoints.prepare(beginning.state)
     applied = audited(run, directory, beginning.state)
     if run.experiment.tracking.log_hlo:

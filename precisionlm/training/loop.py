@@ -24,7 +24,7 @@ from precisionlm.training.tracking import ProfileWindow, TrackedLog
 from precisionlm.training.trunk import Trunk, is_kept, publish
 from precisionlm.training.watch import Watch
 
-Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss in nats/token)
+Progress = Callable[[int, int, float], None]  # (steps done, steps in all, loss in nats/token: NaN before the first)
 
 
 @dataclass(frozen=True)
