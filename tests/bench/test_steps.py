@@ -33,7 +33,7 @@ def fast_learners(*recipes):
     return found
 
 
-@pytest.mark.parametrize("backward", [True, False])
+@pytest.mark.parametrize("backward", [pytest.param(True, marks=pytest.mark.long), False])
 def test_no_variant_trains_on_tokens_that_another_has_seen(backward, one_device):
     rows = measure_steps(fast_learners("bf16", "W8A8"), rounds=2, backward=backward)
     for row in rows:

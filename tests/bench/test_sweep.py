@@ -163,6 +163,7 @@ def test_data_that_would_be_met_twice_is_refused(tmp_path):
         bench_sweep(Asked(("tiny",), 1, 2**20, data), silent)
 
 
+@pytest.mark.long
 def test_packed_steps_alone(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     (row,) = packed.bench_packed(["tiny"], 2, 2, None, 1, silent)

@@ -168,6 +168,7 @@ def test_two_members_that_are_one_run_are_equal_bit_for_bit(tokens_folder, prepa
     from precisionlm.packing.program import blank_stack, put
     from precisionlm.training.step import initial_state
 
+    prepared.compile()
     state = blank_stack(prepared.shape)()
     for slot in (0, 1):
         state = put(prepared.shape.alone())(state, initial_state(run.program, 0, run.grids), slot)

@@ -93,7 +93,14 @@ def test_statistics_equal_numpys():
         assert statistics["largest"] == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("recipe", ["W8A8", "W8A8G8-tensor@head:W8A8", "W=e4m3fn/tensor,A=e4m3fn/tensor,G=e5m2/tensor"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "W8A8",
+        pytest.param("W8A8G8-tensor@head:W8A8", marks=pytest.mark.long),
+        "W=e4m3fn/tensor,A=e4m3fn/tensor,G=e5m2/tensor",
+    ],
+)
 def test_native_codes_are_followed_to_their_products_and_measured(tokens_folder, recipe):
     tree = tiny_tree(tokens_folder)
     tree["precision"] = {"recipe": recipe, "execution": "native"}

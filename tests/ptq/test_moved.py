@@ -79,6 +79,7 @@ def test_what_moved_is_said_and_checked(trained, world, capsys):
     assert code == 2 and "is not what this run was trained on" in err
 
 
+@pytest.mark.long
 def test_a_damaged_last_checkpoint(trained, world, capsys):
     (run,) = (world / "runs").iterdir()
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(trained), str(world)))
