@@ -67,7 +67,7 @@ async function exercise() {
   const field = document.querySelector(".runs").previousElementSibling.querySelector("input");
   seen.filtered = ["w3A8", "no such run", ""].map((text) => {
     change(field, text, "input");
-    return [[...body.rows].filter((row) => !row.hidden).length, field.nextElementSibling.textContent];
+    return [body.rows.length, field.nextElementSibling.textContent];
   });
   seen.images = all("img, iframe, object, a").length;
   seen.scripts = document.scripts.length;

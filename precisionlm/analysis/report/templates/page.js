@@ -12,4 +12,4 @@ function themed(button) {
 const fits = JSON.parse(document.getElementById("data").textContent);
 themed(document.getElementById("theme"));
 document.querySelectorAll("[data-fit]").forEach((host) => plots(host, fits[host.dataset.fit]));
-document.querySelectorAll("table.data").forEach((table) => { sortable(table); filterable(table); });
+document.querySelectorAll("table.data").forEach(handy);
