@@ -206,15 +206,19 @@ def _unquantized(analysis: Analysis, point: Point) -> Point | None:
 
 
 def _cheapest(prices: Sequence[Price], where: str, lead: str) -> str:
-    """The fewest bits that are surely cheap, else the least that any adds; '' without prices."""
+    """The fewest bits whose interval is cheap, else the least that any adds; '' without prices."""
     known = [p for p in prices if np.isfinite([p.added, p.low, p.high]).all()]
     if not known:
         return f"{lead}: the data do not determine what any of {len(prices)} precisions adds." if prices else ""
     cheap = [p for p in known if p.high < CHEAP]
     best = min(cheap or known, key=lambda p: (p.bits, p.added) if cheap else (p.added, p.bits))
-    rule = f"surely adds less than {CHEAP:g} nats/token (2 % of the perplexity) at {where}"
+    below = f"interval below {CHEAP:g} nats/token (2 % of the perplexity) at {where}"
     adds = f"{best.recipe} adds {told(best.added, best.low, best.high)}"
-    return f"{lead}, the narrowest that {rule}: {adds}." if cheap else f"{lead}, none {rule}; {adds}, the least."
+    return (
+        f"{lead}, the narrowest with an {below}: {adds}."
+        if cheap
+        else f"{lead}, none has an {below}: {adds}, the least."
+    )
 
 
 def told(value: float, low: float, high: float) -> str:

@@ -62,7 +62,7 @@ def test_the_best_width_has_an_interval_and_ptq_a_price(kumar_runs):
     said = answered(kumar_runs(noise=0.001), "kumar")
     published = get("kumar").published[0].as_dict()
     assert "bits, all operands alike" in said.text and "[" in said.text and "predicted loss" in said.text
-    assert said.after.startswith("Quantizing after training, the narrowest that surely adds less than 0.02")
+    assert said.after.startswith("Quantizing after training, the narrowest with an interval below 0.02")
     after = [price for price in said.prices if price.after]
     assert [price.bits for price in after] == [6.0, 5.0, 4.0, 3.0] and published["gamma_post"] > 0
     assert all(price.low <= price.added <= price.high for price in after)

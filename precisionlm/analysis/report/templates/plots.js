@@ -148,7 +148,7 @@ function chart(host, view) {
       const xs = line.x.map(x.at);
       if (line.low && !line.low.includes(null) && !line.high.includes(null)) lines.append(draw("path", {
         class: "band", d: path([...xs, ...xs.toReversed()], [...inside(line.low), ...inside(line.high).toReversed()]) }));
-      lines.append(draw("path", { class: line.class, stroke: line.colour, d: path(xs, inside(line.y)) }));
+      lines.append(draw("path", { class: line.class, stroke: line.colour ?? "currentColor", d: path(xs, inside(line.y)) }));
     }
     const dots = draw("g", { class: "dots" });
     spots = now.points.filter((p) => p.x !== null && p.y !== null).sort((a, b) => a.x - b.x || a.y - b.y)
@@ -186,11 +186,11 @@ function plots(host, fit) {
     const { key, title, groups, lines } = axis(), chosen = (g) => state.group === "" || g === Number(state.group);
     const drawn = lines.filter((l) => chosen(l.group) && l.recipes.some((r) => !state.without.has(r))).map((l) => ({
       x: groups[l.group].x, y: l.y, class: "law",
-      colour: l.alike ? "currentColor" : fit.recipes[l.recipes.find((r) => !state.without.has(r))].colour }));
+      colour: l.alike ? undefined : fit.recipes[l.recipes.find((r) => !state.without.has(r))].colour }));
     if (state.knob !== "") {
       const { y, low, high } = fit.knobs[state.knob].axes[key];
       groups.forEach((group, g) => chosen(g) && drawn.push({ x: group.x, y: y[state.stop][g], low: low[state.stop][g],
-        high: high[state.stop][g], class: "moved", colour: "currentColor" }));
+        high: high[state.stop][g], class: "moved" }));
     }
     return { points: points(runs[key], runs.loss), lines: drawn, logX: true, logY: fit.log, titleX: title, marks: [],
              told, label: `${fit.loss} against ${title}` };

@@ -1,6 +1,6 @@
 // Tables that sort by a click on a head and show the rows that have all words of a text.
 const ORDER = new Intl.Collator("en", { numeric: true });
-const FEW = 8, AT_ONCE = 200; // rows up to which there is nothing to filter; rows shown until all are asked for, as in the template
+const FEW = 12, AT_ONCE = 200; // rows up to which there is nothing to filter; rows shown until all are asked for, as in the template
 
 function handy(table) {
   const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells], box = table.closest(".scroll");
