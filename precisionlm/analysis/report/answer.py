@@ -114,7 +114,8 @@ def _verdict(analysis: Analysis, doubts: Sequence[str] = ()) -> str:
     doubts = [*doubts, *of_the_fit(analysis)]
     if doubts:
         return f"Not sure: {'; '.join(doubts)}."
-    return f"As sure as the 95 % intervals in brackets say ({analysis.intervals_from}): the fit converged."
+    return (f"As sure as the 95 % intervals in brackets say ({analysis.intervals_from}): the fit converged, and runs "
+            f"scatter around it by {100 * analysis.result.rms_log:.2g} %.")  # fmt: skip
 
 
 def _by_width(analysis: Analysis, budget: float) -> Found:

@@ -53,7 +53,7 @@ def farthest(analysis: Analysis, found: Residuals, recipes: Recipes, names: np.n
     columns = {k: table.columns[k] for k in ("N", "D") if k in table.columns}
     rows = [
         [str(names[i]), *(f"{v[i]:.4g}" for v in columns.values()), str(labels[i]), f"{table.observed[i]:.4g}",
-         f"{analysis.result.predicted[i]:.4g}", f"{100 * analysis.result.residuals[i]:+.2g}", f"{found.far[i]:+.1f}"]
+         f"{analysis.result.predicted[i]:.4g}", f"{100 * analysis.result.residuals[i]:+.3g}", f"{found.far[i]:+.1f}"]
         for i in order
     ]  # fmt: skip
     return {

@@ -13,7 +13,7 @@ from precisionlm.analysis.fitting.analyze import analyze
 from precisionlm.analysis.report.page import source_hash
 from precisionlm.analysis.report.report import write_report
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = ["</script><img src=x onerror=alert(1)>", "line\u2028separator\u2029", "'\"`${1}\\", "\U0001f600 é", "<!--"]
 WATCH = """
 const errors = [];
@@ -27,7 +27,31 @@ AROUND = """<!DOCTYPE html><pre id="seen"></pre><iframe width="{width}" height="
 <script>addEventListener("message", (e) => {{ document.getElementById("seen").textContent = e.data; }});</script>"""
 
 
-def seen_in(page: Path, folder: Path, width: int) -> dict:
+@pytest.fixture
+def dom(tmp_path):
+    """A function: file → its document and the browser's log, once scripts and timers are done; skips without a browser
+    that starts."""
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(NAMES)} is on PATH: apt-get install chromium")
+
+    def run(page: Path) -> tuple[str, str]:
+        done = subprocess.run(
+            [path, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--enable-logging=stderr",
+             "--v=0", "--dump-dom", page.as_uri()],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        return done.stdout, done.stderr
+
+    (tmp_path / "blank.html").write_text("<!DOCTYPE html><p>ready")
+    shown, log = run(tmp_path / "blank.html")
+    if "ready" not in shown:
+        pytest.skip(f"{path} does not start here: {log.strip().splitlines()[-1:]}")
+    return run
+
+
+def seen_in(dom, page: Path, width: int) -> dict:
     """What `exercise.js` saw of a page in a window of that width (pixels); the page is a copy that lets it run."""
     exercise = (Path(__file__).parent / "exercise.js").read_text()
     text = page.read_text()
@@ -35,25 +59,19 @@ def seen_in(page: Path, folder: Path, width: int) -> dict:
     text = text.replace("script-src ", f"script-src {allowed} ", 1)
     text = text.replace("<title>", f"<script>{WATCH}</script><title>", 1)
     text = text.replace("</body>", f"<script>{exercise}</script></body>")
-    (folder / "exercised.html").write_text(text)
-    around = folder / "around.html"
+    (page.parent / "exercised.html").write_text(text)
+    around = page.parent / "around.html"
     around.write_text(AROUND.format(width=width))
-    done = subprocess.run(
-        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-         f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000",
-         "--enable-logging=stderr", "--v=0", "--dump-dom", around.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "CONSOLE" not in done.stderr, done.stderr
-    return json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    shown, log = dom(around)
+    assert "CONSOLE" not in log, log
+    return json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', shown, re.DOTALL)[1]))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on PATH: apt-get install chromium")
-def test_every_control_of_a_page_with_hostile_names(tiny_runs, tmp_path):
+def test_every_control_of_a_page_with_hostile_names(dom, tiny_runs, tmp_path):
     names = [HOSTILE[i % len(HOSTILE)] + str(i) for i in range(len(tiny_runs))]
     frame = tiny_runs.assign(name=names)
     analysis = analyze(frame, "kumar", starts=16, resamples=8)
-    seen = seen_in(write_report(frame, [analysis], tmp_path / "r.html", HOSTILE[0]).path, tmp_path, 390)
+    seen = seen_in(dom, write_report(frame, [analysis], tmp_path / "r.html", HOSTILE[0]).path, 390)
     assert seen["errors"] == [] and seen["images"] == 0 and seen["scripts"] == 4
     assert seen["width"][0] <= seen["width"][1] == 390, "the page scrolls sideways on a phone"
     assert seen["theme"][0] != seen["theme"][1]

@@ -133,7 +133,7 @@ function chart(host, view) {
     const frame = draw("g", { class: "frame" });
     for (const v of x.ticks) frame.append(
       draw("line", { x1: x.at(v), x2: x.at(v), y1: TOP, y2: HEIGHT - BOTTOM }),
-      draw("text", { x: x.at(v), y: HEIGHT - BOTTOM + 15, "text-anchor": "middle" }, now.logX ? count(v) : short(v)));
+      draw("text", { x: x.at(v), y: HEIGHT - BOTTOM + 15, "text-anchor": "middle" }, now.logX && v >= 1000 ? count(v) : short(v)));
     for (const v of y.ticks) frame.append(
       draw("line", { x1: LEFT, x2: width - RIGHT, y1: y.at(v), y2: y.at(v) }),
       draw("text", { x: LEFT - 6, y: y.at(v) + 4, "text-anchor": "end" }, short(v)));
@@ -198,7 +198,7 @@ function plots(host, fit) {
 
   function residualView() {
     const title = residuals.find(([key]) => key === state.against)[1];
-    return { points: points(runs[state.against], runs.far), lines: [], logX: ["N", "D"].includes(state.against),
+    return { points: points(runs[state.against], runs.far), lines: [], logX: state.against !== "bits" && (state.against !== "law" || fit.log),
              logY: false, titleX: title, marks: [-3, 0, 3], told, label: `Residuals against ${title}` };
   }
 
