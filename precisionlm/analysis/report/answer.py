@@ -132,8 +132,8 @@ def _by_width(analysis: Analysis, budget: float) -> Found:
             others[f"{bits:g} bits"] = compute_optimal(law, params, budget, bits=bits, at=at)
         except UserError:  # undefined there
             continue
-    between = f" [{low:.2g}, {high:.2g}]" if np.isfinite([low, high]).all() else ""
-    return f"{best.P:.2g}{between} bits, all operands alike", best, others, []
+    between = f" [{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else ""
+    return f"{best.P:.3g}{between} bits, all operands alike", best, others, []
 
 
 def _by_format(analysis: Analysis, budget: float) -> Found:
@@ -200,7 +200,7 @@ def _unquantized(analysis: Analysis, point: Point) -> Point | None:
     """The same point in bf16; None where the law has no such."""
     law = analysis.law
     try:
-        return {**point, **said_by(law, analysis.result.params, name="bf16"), **unquantized(law)}
+        return {**point, **unquantized(law), **said_by(law, analysis.result.params, name="bf16")}
     except UserError:
         wide = {s.name: [i for i, level in enumerate(s.levels) if width_named(level) >= 16] for s in categories(law)}
         return {**point, **{k: float(v[0]) for k, v in wide.items()}} if wide and all(wide.values()) else None

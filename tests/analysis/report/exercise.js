@@ -53,9 +53,10 @@ async function exercise() {
     change(residuals, option.value, "change");
     return all(".dots path", all(".chart")[1]).length;
   });
-  const chip = document.querySelector(".chips button");
+  const [every, chip] = all(".chips button");
   chip.click();
   seen.chip = [chip.getAttribute("aria-pressed"), dots().length];
+  seen.every = [0, 1].map(() => { every.click(); return [dots().length, chip.getAttribute("aria-pressed")]; });
 
   const table = document.querySelector(".runs table"), heads = [...table.tHead.rows[0].cells];
   const column = heads.findIndex((head) => head.textContent === "val_loss"), body = table.tBodies[0];

@@ -91,7 +91,8 @@ def test_every_control_of_a_page_with_hostile_names(dom, tiny_runs, tmp_path):
     assert seen["axis"][0].startswith("validation loss (nats/token) against non-embedding parameters N")
     assert seen["axis"][1:] == [len(frame), ""]
     assert seen["knobs"] == [2, 2, 0] and set(seen["residuals"]) == {len(frame)}
-    assert seen["chip"][0] == "false" and seen["chip"][1] < len(frame)
+    assert seen["chip"][0] == "false" and 0 < seen["chip"][1] < len(frame)
+    assert seen["every"] == [[0, "false"], [len(frame), "true"]]
 
     (up, rising), (down, falling) = seen["sorted"]
     assert (up, down) == ("ascending", "descending")

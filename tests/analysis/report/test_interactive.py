@@ -27,7 +27,7 @@ def drawn(frame, law, **options):
 
 
 def test_lines_and_stops_are_the_law(tiny_runs):
-    analysis, data = drawn(tiny_runs, "kumar", resamples=20)
+    analysis, data = drawn(tiny_runs, "kumar", resamples=8)
     law, params = analysis.law, analysis.result.params
     along, size = data["axes"]
     assert (along["key"], size["key"]) == ("D", "N")
@@ -117,7 +117,7 @@ class Elements(HTMLParser):
 
 def test_the_policy_lets_the_pages_own_script_run_and_nothing_else(tiny_runs, tmp_path):
     frame = tiny_runs.assign(name=[HOSTILE[i % len(HOSTILE)] for i in range(len(tiny_runs))])
-    analysis = analyze(frame, "kumar", starts=8)
+    analysis = analyze(frame, "kumar", starts=16)
     page = Elements(write_report(frame, [analysis], tmp_path / "r.html", HOSTILE[0]).path.read_text())
     data, script = page.scripts
     assert page.names.count("script") == 2 and not {"img", "a", "iframe", "link", "object"} & set(page.names)

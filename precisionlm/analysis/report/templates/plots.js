@@ -248,16 +248,25 @@ function plots(host, fit) {
   const chips = fit.recipes.map((look, r) => {
     const swatch = draw("svg", { width: 12, height: 12, viewBox: "-6 -6 12 12", "aria-hidden": "true" },
                         draw("path", { d: SHAPES[look.shape], fill: look.colour }));
-    const chip = make("button", { type: "button", "aria-pressed": "true" }, swatch, look.name);
-    chip.addEventListener("click", () => {
-      const off = chip.getAttribute("aria-pressed") === "true";
-      chip.setAttribute("aria-pressed", String(!off));
-      state.without[off ? "add" : "delete"](r);
-      redraw();
-    });
-    return chip;
+    return make("button", { type: "button" }, swatch, look.name);
   });
-  if (chips.length > 1) host.prepend(make("div", { class: "chips", role: "group", "aria-label": "recipes" }, ...chips));
+  const every = make("button", { type: "button" });
+  const press = () => {
+    chips.forEach((chip, r) => chip.setAttribute("aria-pressed", String(!state.without.has(r))));
+    every.textContent = state.without.size < chips.length ? "none" : "all";
+    redraw();
+  };
+  chips.forEach((chip, r) => chip.addEventListener("click", () => {
+    if (!state.without.delete(r)) state.without.add(r);
+    press();
+  }));
+  every.addEventListener("click", () => {
+    state.without = new Set(state.without.size < chips.length ? chips.keys() : []);
+    press();
+  });
+  press();
+  if (chips.length > 1)
+    host.prepend(make("div", { class: "chips", role: "group", "aria-label": "recipes" }, every, ...chips));
   if (fit.shown < fit.total) host.append(make("p", {}, `${fit.shown} of ${fit.total} rows are drawn.`));
 }
 
