@@ -21,7 +21,7 @@ from .test_answer import formats
 
 
 def drawn(frame, law, **options):
-    analysis = analyze(frame, law, starts=16, **options)
+    analysis = analyze(frame, law, starts=4, **options)
     names = names_of(frame)[analysis.result.table.rows]
     return analysis, interactive(analysis, recipes_of(frame, [analysis]), names, standardised(analysis))
 
@@ -63,11 +63,11 @@ def test_runs_carry_what_a_reader_asks_of_one(tiny_runs):
 
 
 def test_a_law_of_formats_has_a_stop_a_format_and_others_have_none():
-    frame = formats({"bf16": 1.0, "int4": 0.7})
-    assert [knob["stops"] for knob in drawn(frame, "frantar")[1]["knobs"]] == [["int4", "bf16"]]
+    frame = formats()
+    assert [knob["stops"] for knob in drawn(frame, "frantar")[1]["knobs"]] == [["int2", "int4", "int8", "bf16"]]
     plain = drawn(frame, "chinchilla")[1]
     assert plain["knobs"] == [] and all(line["alike"] for line in plain["axes"][0]["lines"])
-    assert all(line["recipes"] == [0, 1] for line in plain["axes"][0]["lines"])
+    assert all(line["recipes"] == [0, 1, 2, 3] for line in plain["axes"][0]["lines"])
 
 
 def test_of_too_many_rows_some_are_drawn(tiny_runs, monkeypatch):
@@ -117,7 +117,7 @@ class Elements(HTMLParser):
 
 def test_the_policy_lets_the_pages_own_script_run_and_nothing_else(tiny_runs, tmp_path):
     frame = tiny_runs.assign(name=[HOSTILE[i % len(HOSTILE)] for i in range(len(tiny_runs))])
-    analysis = analyze(frame, "kumar", starts=16)
+    analysis = analyze(frame, "chinchilla_tied", starts=4)
     page = Elements(write_report(frame, [analysis], tmp_path / "r.html", HOSTILE[0]).path.read_text())
     data, script = page.scripts
     assert page.names.count("script") == 2 and not {"img", "a", "iframe", "link", "object"} & set(page.names)
