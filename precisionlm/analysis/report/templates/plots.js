@@ -124,6 +124,7 @@ function chart(host, view) {
 
   function redraw() {
     const width = Math.max(host.clientWidth, 240);
+    const kept = spots[chosen]?.run;
     now = view();
     svg.setAttribute("width", width);
     svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
@@ -156,7 +157,7 @@ function chart(host, view) {
     for (const spot of spots) dots.append(draw("path", { d: SHAPES[spot.look.shape], fill: spot.look.colour,
       transform: `translate(${spot.x.toFixed(1)},${spot.y.toFixed(1)})` }));
     svg.replaceChildren(frame, lines, dots);
-    show(-1);
+    show(spots.findIndex((spot) => spot.run === kept));
   }
 
   new ResizeObserver(redraw).observe(host);
