@@ -129,13 +129,17 @@ def run_report(arguments: argparse.Namespace) -> int:
             {
                 "report": str(summary.path),
                 "figures": [str(p) for p in summary.figures],
+                "answers": [
+                    {"law": a.law, "text": a.text, "after": a.after, "sure": list(a.sure)} for a in summary.answers
+                ],
                 "findings": list(summary.lines),
                 "decisions": advice,
                 "warnings": doubts,
             }
         )
     else:
-        print("\n".join([*summary.lines, *doubts, *advice, f"report: {summary.path}"]))
+        answers = [line for answer in summary.answers for line in answer.lines]
+        print("\n".join([*answers, *summary.lines, *doubts, *advice, f"report: {summary.path}"]))
     return 0
 
 

@@ -26,6 +26,7 @@ from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.sweep.collect import write
 from precisionlm.terminal import Plain, harmless
 
+from ..analysis.report.test_report import markup
 from ..fuzz.world import make
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m\x00\u202ebad\rover"
@@ -131,7 +132,8 @@ def test_the_report_and_its_figures(tiny_runs, tmp_path, monkeypatch, capsys):
     assert main(["report", *shared, "-o", "r.html", "--title", HOSTILE[0] + ESCAPE, "--metrics", "."]) == 0
     assert not obeyed("".join(capsys.readouterr()))
     page = Path("r.html").read_text()
-    assert not re.search(r"<(script|img|iframe|object|link|a)\b", page) and "{{7*7}}" in page and not obeyed(page)
+    assert not re.search(r"<(script|img|iframe|object|link|a)\b", markup(page))
+    assert "{{7*7}}" in page and not obeyed(page)
     assert "default-src 'none'" in page and "&lt;script&gt;" in page
     drawn = list(Path("figures").glob("*.svg"))
     for path in drawn:

@@ -86,14 +86,20 @@ class Analysis:
     def interval_of(self, value: Callable[[Mapping[str, float]], float]) -> tuple[float, float]:
         """95 % interval of a number derived from the constants (name -> value), such as a loss, an optimum or critical
         data; (-inf, inf) where it rests on constants that the data leave open."""
-        linear = self.result.interval_of(value)
-        if not self.bootstrap or not np.isfinite(linear).all():
+        low, high = self.intervals_of(lambda params: np.array([float(value(params))]))
+        return float(low[0]), float(high[0])
+
+    def intervals_of(self, values: Callable[[Mapping[str, float]], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The same of numbers (m,), such as a law along a line: lower and upper ends."""
+        linear = self.result.intervals_of(values)
+        if not self.bootstrap or not np.isfinite(linear).any():
             return linear
         names = self.law.names
-        low, high = percentile_interval([value(dict(zip(names, s, strict=True))) for s in self.bootstrap.samples])
+        low, high = percentile_interval([values(dict(zip(names, s, strict=True))) for s in self.bootstrap.samples])
         if any(f.kind in (FEW_GROUPS, Status.NOT_IDENTIFIED.value) for f in self.findings):
-            return min(float(low), linear[0]), max(float(high), linear[1])
-        return float(low), float(high)
+            low, high = np.minimum(low, linear[0]), np.maximum(high, linear[1])
+        known = np.isfinite(linear).all(axis=0)
+        return np.where(known, low, linear[0]), np.where(known, high, linear[1])
 
     def caution(self, constants: Iterable[str] | None = None) -> tuple[str, ...]:
         """What to say beside a number that rests on these constants (all fitted ones by default): plain sentences."""

@@ -9,7 +9,7 @@ import numpy as np
 from precisionlm.analysis.fitting.findings import Finding, Status, status_of
 from precisionlm.analysis.fitting.objective import Objective
 from precisionlm.analysis.fitting.solve import Problem
-from precisionlm.analysis.fitting.uncertainty import Uncertainty, interval_of
+from precisionlm.analysis.fitting.uncertainty import Uncertainty, interval_of, intervals_of
 from precisionlm.analysis.laws.base import Law, Parameter
 from precisionlm.analysis.table.read import Table
 
@@ -96,6 +96,10 @@ class FitResult:
         """Linearised 95 % interval of a number derived from the constants (name -> value), such as a predicted loss or
         an optimum; (-inf, inf) where it rests on constants that the data leave open."""
         return interval_of(value, self.law, self.point, self.uncertainty)
+
+    def intervals_of(self, values: Callable[[Mapping[str, float]], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The same of numbers (m,), such as a law along a line: lower and upper ends."""
+        return intervals_of(values, self.law, self.point, self.uncertainty)
 
     @property
     def rows_used(self) -> int:

@@ -8,6 +8,7 @@ groups of rows with shared noise (CR3: Bell & McCaffrey 2002). b is psi' of each
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -130,34 +131,37 @@ def t_quantile(dof: int) -> float:
 def interval_of(
     value: Callable[[Mapping[str, float]], float], law: Law, point: np.ndarray, known: Uncertainty
 ) -> tuple[float, float]:
-    """Linearised 95 % interval of a number that is derived from the constants.
+    """Linearised 95 % interval of a number that is derived from the constants, as `intervals_of`."""
+    low, high = intervals_of(lambda params: np.array([float(value(params))]), law, point, known)
+    return float(low[0]), float(high[0])
 
-    Constants that the data leave open move it within their plausible range. Infinite where that is most of it, and
-    moves it by more than half of its value.
+
+def intervals_of(
+    values: Callable[[Mapping[str, float]], np.ndarray], law: Law, point: np.ndarray, known: Uncertainty
+) -> tuple[np.ndarray, np.ndarray]:
+    """Linearised 95 % intervals of numbers (m,) that are derived from the constants: lower and upper ends.
+
+    Constants that the data leave open move them within their plausible range. Infinite where that is most of an
+    interval, and moves the number by more than half of its value.
     """
-
     moves = (np.diag(known.steady) > 0) | known.flat.any(axis=1)
-    slope = slope_of(value, law, point, moves)
-    if not np.isfinite(slope).all():
-        return -math.inf, math.inf
-    centre = float(value(_params(law, point)))
-    steady = known.quantile * math.sqrt(max(float(slope @ known.steady @ slope), 0.0))
-    open_ = float(np.linalg.norm(slope @ known.flat))
-    if open_ > 3 * steady and open_ > 0.5 * abs(centre):
-        return -math.inf, math.inf
-    half = math.hypot(steady, open_)
-    return centre - half, centre + half
+    with np.errstate(invalid="ignore"):  # a number that is infinite has no slope
+        centre, slope = values(_params(law, point)), slope_of(values, law, point, moves)
+        steady = known.quantile * np.sqrt(np.maximum(np.sum(slope * (known.steady @ slope), axis=0), 0.0))
+        open_ = np.linalg.norm(known.flat.T @ slope, axis=0)
+        lost = ~np.isfinite(slope).all(axis=0) | ((open_ > 3 * steady) & (open_ > 0.5 * np.abs(centre)))
+        half = np.where(lost, math.inf, np.hypot(steady, open_))
+        return np.where(lost, -math.inf, centre - half), np.where(lost, math.inf, centre + half)
 
 
-def slope_of(
-    value: Callable[[Mapping[str, float]], float], law: Law, point: np.ndarray, moves: np.ndarray
-) -> np.ndarray:
-    """(p,) derivative in search space of a number derived from the constants, 0 for those that do not move."""
-    slope = np.zeros(len(point))
+def slope_of(value: Callable[[Mapping[str, float]], Any], law: Law, point: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    """Derivative in search space of a number (p,) or numbers (p, m) derived from the constants, 0 for those that do
+    not move."""
+    slope = np.zeros((len(point), *np.shape(value(_params(law, point)))))
     for i in np.flatnonzero(moves):
         step = np.zeros(len(point))
         step[i] = STEP
-        slope[i] = float(value(_params(law, point + step))) - float(value(_params(law, point - step)))
+        slope[i] = value(_params(law, point + step)) - value(_params(law, point - step))
     return slope / (2 * STEP)
 
 
