@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("training", "analysis.figures"),
     ("compiling", "packing", "ptq", "hub", "analysis.report"),
     ("sweep", "bench", "watching", "doctor", "analysis.publishing"),
+    ("api",),
     ("cli",),
 )
 ONLY_HERE = {"aqt": ("precision/dot_general.py",), "orbax": ("storage/checkpoint.py",)}
@@ -45,6 +46,7 @@ NOT_IN_ANALYSIS = (
     "bench",
     "hub",
     "doctor",
+    "api",
 )
 
 

@@ -1,6 +1,7 @@
 """How fast the fitter is, on synthetic tables of the sizes that people fit, in a process that has compiled nothing."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def bench_fit(chinchilla: pd.DataFrame | None = None, where: str | None = None) 
     boot, boot_seconds = _timed(lambda: bootstrap(first, 4000, over="row"))
     _, again = _timed(lambda: fit(table, Objective("huber", 2e-3), starts=4500))
     recompiled = compile_count() - compiled
-    law: Law = laws.get("kumar_unified")
+    law: Law = replace(laws.get("kumar_unified"), adapt=None)
     unified_table = prepare(law, unified_runs())
     unified, unified_seconds = _timed(lambda: fit(unified_table, starts=500))
     _, refits_seconds = _timed(lambda: bootstrap(unified, 1000))

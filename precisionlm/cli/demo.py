@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from precisionlm.analysis.decisions.summary import decisions
-from precisionlm.analysis.fitting.analyze import Analysis, analyze
+from precisionlm.analysis.fitting.analysis import Analysis
+from precisionlm.analysis.fitting.analyze import analyze
 from precisionlm.analysis.report.report import write_report
 from precisionlm.cluster.preemption import Interruption
 from precisionlm.config import Experiment, build

@@ -20,7 +20,7 @@ from precisionlm.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from precisionlm.analysis.fitting.analyze import Analysis
+    from precisionlm.analysis.fitting.analysis import Analysis
     from precisionlm.analysis.report.report import HeldOut
 
 
@@ -143,7 +143,8 @@ def _held_out(
     arguments: argparse.Namespace, frame: "pd.DataFrame", fits: "dict[str, Analysis]", renamed: dict[str, str]
 ) -> tuple["HeldOut | None", list[str]]:
     """The laws on rows left out, each refitted from the fit there is; None, and why, where no rows can be left out."""
-    from precisionlm.analysis.fitting.compare import as_table, compare, score
+    from precisionlm.analysis.fitting.compare import compare, score
+    from precisionlm.analysis.fitting.comparison import as_table
     from precisionlm.analysis.fitting.held_out import make_splits
     from precisionlm.analysis.fitting.objective import parse_objective
     from precisionlm.analysis.report.report import HeldOut

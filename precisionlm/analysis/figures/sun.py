@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from precisionlm.analysis.decisions.optimum import compute_optimal, critical_data
 from precisionlm.analysis.figures import forms, stepwise
 from precisionlm.analysis.figures.draw import COLOURS, DASHES, canvas, legend, log_axis
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.laws.base import Law
 from precisionlm.analysis.laws.sun import best_split
 from precisionlm.analysis.table.read import CHANNEL_LOG2_BLOCK as CHANNEL

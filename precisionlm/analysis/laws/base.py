@@ -156,7 +156,8 @@ class Law:
 
     `adapt(columns, references)`: the member of the law's family that these
     rows can determine. columns: symbol -> (rows,) numbers, or text for a category, of those that the table has;
-    references: category symbol -> the level that a user chose to measure the others by.
+    references: category symbol -> the level that a user chose to measure the others by. Only the member, which has none
+    of its own then, is fitted: the family has constants that no rows may tell.
     """
 
     name: str
