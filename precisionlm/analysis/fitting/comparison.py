@@ -1,7 +1,5 @@
 """Laws that were compared: errors on rows held out, what the best gains over the others, the same as text and JSON."""
 
-import shutil
-import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +10,7 @@ from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.fitting.fit import FitResult
 from precisionlm.analysis.fitting.held_out import Errors, Split
 from precisionlm.json_text import dumps
+from precisionlm.terminal import wrapped
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,10 @@ class Comparison:
 
     def __str__(self) -> str:
         shown = as_table(self)
-        columns = shutil.get_terminal_size((120, 24)).columns
         rows = [shown["head"], *shown["rows"]]
         widths = [max(len(row[i]) for row in rows if i != 2 or row[1]) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([textwrap.fill(shown["caption"], columns), *excluded_lines(self), *lines])
+        return "\n".join([wrapped(line, "  ") for line in [shown["caption"], *excluded_lines(self)]] + lines)
 
     def __repr__(self) -> str:
         return "\n".join([str(self), *(f"warning: {warning}" for warning in self.warnings)])
