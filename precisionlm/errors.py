@@ -28,6 +28,12 @@ def exit_code(error: BaseException) -> int | None:
     return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
 
 
+def check_count(option: str, value: int | None, least: int, most: int) -> None:
+    """Raises UserError for a whole number outside its range (both ends allowed); an absent one is let be."""
+    if value is not None and not least <= value <= most:
+        raise UserError(f"{option} {value}: must be {least} to {most:,}")
+
+
 def debugging() -> bool:
     """Whether tracebacks are wanted beside the lines: PRECISIONLM_DEBUG=1."""
     return os.environ.get(DEBUG, "") not in ("", "0")

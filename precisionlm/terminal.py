@@ -2,6 +2,8 @@
 
 import io
 import re
+import shutil
+import textwrap
 from typing import Any
 
 # C0 but tabs and line ends, C1, and what turns the direction of writing; DEL does nothing and JSON has it as it is.
@@ -11,6 +13,12 @@ _OBEYED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x80-\x9f\u061c\u200e\u200f\u20
 def harmless(text: str) -> str:
     """The text with a replacement character for each one that a terminal would obey."""
     return _OBEYED.sub("\ufffd", text)
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """A long line as lines of the terminal's width, 120 without one; those after the first begin with indent."""
+    width = shutil.get_terminal_size((120, 24)).columns
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 class Plain(io.TextIOBase):

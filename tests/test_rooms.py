@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from precisionlm.analysis.laws import LAWS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up. A name is a room or one file of it; the longest that fits a module says where it stands.
@@ -29,6 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("training", "analysis.figures"),
     ("compiling", "packing", "ptq", "hub", "analysis.report"),
     ("sweep", "bench", "watching", "doctor", "analysis.publishing"),
+    ("api",),
     ("cli",),
 )
 ONLY_HERE = {"aqt": ("precision/dot_general.py",), "orbax": ("storage/checkpoint.py",)}
@@ -45,6 +48,7 @@ NOT_IN_ANALYSIS = (
     "bench",
     "hub",
     "doctor",
+    "api",
 )
 
 
@@ -125,6 +129,16 @@ def test_analysis_stands_alone():
         if name.startswith("analysis"):
             strangers = {t for t in own_imports(name) if t.split(".")[0] in NOT_IN_ANALYSIS}
             assert not strangers, f"{name} imports {strangers}"
+
+
+def test_no_law_is_named_outside_of_laws():
+    """Code elsewhere asks a law for what it knows (hooks of `base.Law`); sentences and examples of help may name it."""
+    for name, path in MODULES.items():
+        if not name.startswith("analysis.laws"):
+            texts = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
+            lists = [[word.strip() for word in text.split(",")] for text in texts if isinstance(text, str)]
+            named = {word for words in lists if all(map(str.isidentifier, words)) for word in words} & set(LAWS)
+            assert not named, f"{name} names {named}"
 
 
 def test_every_room_is_there():

@@ -1,32 +1,20 @@
 """How often 95 % intervals hold the truth, on simulated tables whose arms share the noise of their (N, D) or do not."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from precisionlm.analysis import laws
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.fitting.bootstrap import bootstrap
 from precisionlm.analysis.fitting.fit import fit
 from precisionlm.analysis.fitting.objective import Objective
 from precisionlm.analysis.table.read import Table
 
 SIZES, BUDGETS = (30e6, 60e6, 110e6, 220e6, 430e6), (1.5e9, 3e9, 6e9, 13e9, 26e9)
-ONE_BY_ONE = [dict.fromkeys(("P_w", "P_a", "P_kv"), b) for b in (16.0, 6.0, 8.0)] + [
-    {"P_w": 16.0, "P_a": 16.0, "P_kv": 16.0} | {x: b} for x in ("P_w", "P_a", "P_kv") for b in (4.0, 5.0, 6.0, 8.0)
-]
-# Arms of each law's grid: what differs between the runs of one (N, D).
-ARMS: dict[str, list[dict[str, float]]] = {
-    "chinchilla": [{} for _ in range(6)],
-    "kumar_neff": ONE_BY_ONE,
-    "frantar": [{"P": float(level)} for level in range(17)],
-    "sun": [{"E": e, "M": m, "log2B": b} for e, m in ((1.0, 1.0), (2.0, 1.0), (2.0, 3.0), (4.0, 3.0), (8.0, 7.0))
-            for b in (5.0, 7.0, 13.1567)],
-    "chen": [{"G": g} for g in (1.0, 32.0, 64.0, 128.0, 256.0, 1024.0)],
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,12 +30,12 @@ NOISES = (Noise("cell 0.3 % + own 0.1 %", 0.003, 0.001), Noise("independent 0.3 
 
 
 def simulate(name: str, noise: Noise, seed: int) -> tuple[Table, dict[str, float]]:
-    """A table of the law's grid with its published constants, and those constants."""
-    law = laws.get(name)
+    """A table of the law's grid with its published constants, and those constants; for laws that have `arms`."""
+    law = replace(laws.get(name), adapt=None)  # the table has what tells all of its constants
     truth = {k: v for k, v in law.published[0].as_dict().items() if k in law.names}
-    grid = pd.DataFrame([{"N": n, "D": d} | arm for n in SIZES for d in BUDGETS for arm in ARMS[name]])
+    grid = pd.DataFrame([{"N": n, "D": d, **arm} for n in SIZES for d in BUDGETS for arm in law.arms])
     columns = {s.name: grid[s.name].to_numpy(float) for s in law.symbols}
-    cell = np.repeat(np.arange(len(SIZES) * len(BUDGETS)), len(ARMS[name]))
+    cell = np.repeat(np.arange(len(SIZES) * len(BUDGETS)), len(law.arms))
     rng = np.random.default_rng(seed)
     scatter = noise.cell * rng.normal(size=cell.max() + 1)[cell] + noise.own * rng.normal(size=len(cell))
     observed = law.predict(truth, columns) * np.exp(scatter)

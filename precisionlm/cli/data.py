@@ -8,6 +8,7 @@ from typing import Any
 from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import DONE, UserError
 from precisionlm.json_text import dumps
+from precisionlm.terminal import wrapped
 
 
 def add_data(verbs: Any) -> None:
@@ -196,17 +197,20 @@ def _data_inspect(args: argparse.Namespace) -> int:
     if args.json:
         print(dumps(found))
         return DONE
-    print(
+    head = (
         f"{found['path']}: {found['vocab_size']:,} entries, {found['dtype']}, end-of-text {found['eos_id']} "
         f"({found['eos']}), tokenizer {found['tokenizer']}, from {found['source']}"
     )
+    print(wrapped(head, "  "))
     for split in ("train", "validation"):
         of = found[split]
         lengths = ", ".join(f"{name} {value:,.0f}" for name, value in of["lengths"].items())
-        print(
+        line = (
             f"{split}: {of['tokens']:,} tokens, {of['documents']:,} documents, {of['shards']} files, sha256 "
             f"{of['sha256'][:12]}; lengths: {lengths}"
         )
+        print(wrapped(line, "  "))
         for sample in of["samples"]:
-            print(f"  document {sample['document']:,}, {sample['tokens']:,} tokens: {sample['text']!r}")
+            text = f"  document {sample['document']:,}, {sample['tokens']:,} tokens: {sample['text']!r}"
+            print(wrapped(text, "    "))
     return DONE

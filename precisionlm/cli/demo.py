@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from precisionlm.analysis.decisions.summary import decisions
-from precisionlm.analysis.fitting.analyze import Analysis, analyze
+from precisionlm.analysis.fitting.analysis import Analysis
+from precisionlm.analysis.fitting.analyze import analyze
+from precisionlm.analysis.laws import USUAL
 from precisionlm.analysis.report.report import write_report
 from precisionlm.cluster.preemption import Interruption
 from precisionlm.config import Experiment, build
@@ -94,7 +96,7 @@ def run_demo(out: Path, scale: float) -> dict[str, Any]:
         report(_QUANTIZED, "collect, fit, report")
         table, _ = collect(out / "runs")
         paths = write(table, out / "runs.parquet")
-        analysis = analyze(table, "kumar", starts=200, resamples=400)
+        analysis = analyze(table, USUAL, starts=200, resamples=400)
         summary = write_report(
             table, [analysis], out / "report.html", "Precision scaling laws: the demo", decisions=decisions(analysis),
             metrics=out / "runs",

@@ -20,7 +20,7 @@ from precisionlm.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from precisionlm.analysis.fitting.analyze import Analysis
+    from precisionlm.analysis.fitting.analysis import Analysis
     from precisionlm.analysis.report.report import HeldOut
 
 
@@ -52,7 +52,7 @@ def add_report(subparsers: Any) -> None:
         "precisionlm report --runs runs.parquet --law kumar -o report.html",
     )  # fmt: skip
     add_table_arguments(parser)
-    parser.add_argument("--law", default="kumar", help="law or laws, separated by commas (default kumar)")
+    parser.add_argument("--law", help="law or laws, separated by commas (default kumar)")
     add_fit_arguments(parser, bootstrap=500)
     parser.add_argument("-o", "--out", default="report.html", help="the page to write (default report.html)")
     parser.add_argument("--metrics", type=Path, metavar="FOLDER", help="run directories, for learning curves")
@@ -104,7 +104,9 @@ def _usual_names(frame: "pd.DataFrame", analysis: "Analysis") -> "pd.DataFrame":
 
 def run_report(arguments: argparse.Namespace) -> int:
     """`precisionlm report`."""
-    names = list(dict.fromkeys(names_of(arguments.law)))
+    from precisionlm.analysis.laws import USUAL
+
+    names = list(dict.fromkeys(names_of(arguments.law or USUAL)))
     frame = table_and_laws(arguments, names)
     from precisionlm.analysis.fitting.compare import check_symbols, own_columns
     from precisionlm.cli.fit_from import fit_from, preview
@@ -147,7 +149,8 @@ def _held_out(
     arguments: argparse.Namespace, frame: "pd.DataFrame", fits: "dict[str, Analysis]", renamed: dict[str, str]
 ) -> tuple["HeldOut | None", list[str]]:
     """The laws on rows left out, each refitted from the fit there is; None, and why, where no rows can be left out."""
-    from precisionlm.analysis.fitting.compare import as_table, compare, score
+    from precisionlm.analysis.fitting.compare import compare, score
+    from precisionlm.analysis.fitting.comparison import as_table
     from precisionlm.analysis.fitting.held_out import make_splits
     from precisionlm.analysis.fitting.objective import parse_objective
     from precisionlm.analysis.report.report import HeldOut

@@ -22,12 +22,12 @@ from precisionlm.cli.fit_arguments import (
     show_plan,
     table_and_laws,
 )
-from precisionlm.cli.plan_arguments import add_plan_arguments
+from precisionlm.cli.plan_arguments import add_plan_arguments, plan_options
 from precisionlm.cli.verbs import add_verb
 from precisionlm.errors import UserError
 
 if TYPE_CHECKING:
-    from precisionlm.analysis.fitting.analyze import Analysis
+    from precisionlm.analysis.fitting.analysis import Analysis
     from precisionlm.analysis.fitting.compare import Comparison
 
 
@@ -103,7 +103,7 @@ def _add_plan(subparsers: Any) -> None:
 def run_fit(arguments: argparse.Namespace) -> int:
     """`precisionlm fit`."""
     frame = table_and_laws(arguments, [arguments.law])
-    from precisionlm.cli.fit_from import as_json, fit_from, preview
+    from precisionlm.cli.fit_from import fit_from, preview
     from precisionlm.cli.profile import profiles
 
     if arguments.dry_run:
@@ -111,87 +111,41 @@ def run_fit(arguments: argparse.Namespace) -> int:
     analysis = fit_from(arguments, frame, arguments.law)
     found = profiles(analysis, names_of(arguments.profile)) if arguments.profile else {}
     if arguments.json:
-        dump(as_json(analysis) | ({"profiles": found} if found else {}))
+        dump(analysis.to_dict() | ({"profiles": found} if found else {}))
         return 0
-    print_fit(analysis)
+    _show(analysis)
     for name, profile in found.items():
         ends = "[{:.4g}, {:.4g}]".format(*profile["interval"])
         print(f"  profile of {name}: {profile['value']:.6g} {ends}  {profile['meaning']}")
     return 0
 
 
-def print_fit(analysis: "Analysis") -> None:
-    """Constants and how far to trust them, for a terminal."""
-    result = analysis.result
-    print(f"{analysis.law.name}: {analysis.law.title}")
-    print(f"status {result.status.value}   {result.objective} = {result.objective_value:.10g}   R² {result.r2:.4f}   "
-          f"rms log residual {result.rms_log:.4g}   condition {result.condition:.2g}")  # fmt: skip
-    print(f"{result.share:.0%} of {result.starts} starts reached it in {result.seconds:.1f} s")
-    excluded = "; ".join(f"{count} x {reason}" for reason, count in result.table.excluded.items())
-    print(f"rows used {result.rows_used}, excluded {result.rows_excluded}" + (f" ({excluded})" if excluded else ""))
-    print(f"95 % intervals: {analysis.intervals_from}")
-    intervals = analysis.intervals
-    for p in analysis.law.parameters:
-        interval = "  [{:.4g}, {:.4g}]".format(*intervals[p.name]) if p.name in intervals else ""
-        known = {True: "", False: "  not identified", None: "  held"}[analysis.identified.get(p.name)]
-        print(f"  {p.name:<11} {result.params[p.name]:<12.6g}{interval:<26}{known}  {p.meaning}")
-    for warning in dict.fromkeys(analysis.warnings):
-        print(f"warning: {warning}", file=sys.stderr)
-
-
 def run_compare(arguments: argparse.Namespace) -> int:
     """`precisionlm compare`."""
     names = names_of(arguments.laws)
     frame = table_and_laws(arguments, names)
-    from precisionlm.analysis.fitting.compare import as_table, check_symbols, compare, excluded_lines, own_columns
-    from precisionlm.analysis.fitting.objective import parse_objective
-    from precisionlm.cli.fit_from import choices_of, preview
+    from precisionlm import api
+    from precisionlm.analysis.fitting.compare import check_symbols, own_columns
+    from precisionlm.cli.fit_from import preview, shared
 
-    renamed, choices = columns_of(arguments), choices_of(arguments)
+    renamed = columns_of(arguments)
     check_symbols(names, renamed)
     if arguments.dry_run:
         return show_plan(
             arguments, [preview(arguments, frame, law, columns=own_columns(law, renamed)) for law in names]
         )
-    comparison = compare(
-        frame, names, renamed, arguments.where, parse_objective(arguments.objective), arguments.starts,
-        arguments.folds, choices=choices, least=arguments.held_out,
-        drop_duplicates=arguments.drop_duplicates,
-    )  # fmt: skip
+    comparison = api.compare(frame, names, **shared(arguments), folds=arguments.folds, held_out=arguments.held_out)
     if arguments.json:
-        dump(_comparison_json(comparison))
-        return 0
-    shown = as_table(comparison)
-    print(shown["caption"])
-    for line in excluded_lines(comparison):
-        print(line)
-    rows = [shown["head"], *shown["rows"]]
-    widths = [max(len(row[i]) for row in rows if i != 2 or row[1]) for i in range(len(rows[0]))]
-    print("\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows))
-    for warning in comparison.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        dump(comparison.to_dict())
+    else:
+        _show(comparison)
     return 0
 
 
-def _comparison_json(comparison: "Comparison") -> dict[str, Any]:
-    """A comparison as plain data; a law that could not be fitted has `problem` alone."""
-    from precisionlm.analysis.fitting.analyze import Analysis
-    from precisionlm.cli.fit_from import as_json
-
-    laws = [
-        (as_json(Analysis(s.fit)) if s.fit else {"problem": s.problem})
-        | {"law": s.name, "held_out_rms_log": {k: e.rms for k, e in s.held_out.items()},
-           "held_out_relative_error": {
-               k: {"median": e.median, "90%": e.q90, "max": e.worst} for k, e in s.held_out.items()}}
-        for s in comparison.scores
-    ]  # fmt: skip
-    return {
-        "rows_used": comparison.rows, "rows_excluded": comparison.rows_excluded, "excluded": comparison.excluded,
-        "held_out": {s.name: {"rows": s.rows, "cells": s.cells, "what": s.what} for s in comparison.splits},
-        "ranking": [s.name for s in comparison.scores], "laws": laws,
-        "squared_error_above_best": {k: list(v) for k, v in comparison.differences.items()},
-        "warnings": list(comparison.warnings),
-    }  # fmt: skip
+def _show(found: "Analysis | Comparison") -> None:
+    print(found)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
@@ -201,16 +155,15 @@ def run_plan(arguments: argparse.Namespace) -> int:
     if arguments.with_fit and not arguments.runs:
         raise UserError("--with-fit needs --runs FILE")
     frame = table_and_laws(arguments, [arguments.law])
+    from precisionlm import api
     from precisionlm.cli.fit_from import fit_from, preview
-    from precisionlm.cli.plan import plan
-    from precisionlm.cli.plan_words import describe
 
     if arguments.dry_run:
         return show_plan(arguments, [preview(arguments, frame, arguments.law)] if frame is not None else [])
     fitted = fit_from(arguments, frame, arguments.law) if frame is not None else None
-    result = plan(arguments, fitted)
+    found = api.plan(fitted or arguments.law, **plan_options(arguments))
     if arguments.json:
-        dump(result)
+        dump(found.to_dict())
     else:
-        print(describe(result))
+        print(found)
     return 0

@@ -1,10 +1,12 @@
-"""What the arguments of verbs on a runs table ask for: a fit, what would be fitted, and how a fit prints as JSON."""
+"""The arguments of verbs on a runs table as options of `precisionlm.api`, and what a fit of them would be."""
 
 import argparse
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
-from precisionlm.analysis.fitting.analyze import Analysis, analyze, select
+from precisionlm import api
+from precisionlm.analysis.fitting.analysis import Analysis
+from precisionlm.analysis.fitting.analyze import select
 from precisionlm.analysis.fitting.choices import Choices
 from precisionlm.analysis.fitting.objective import parse_objective
 from precisionlm.cli.assignments import numbers, ranges
@@ -13,14 +15,23 @@ from precisionlm.cli.fit_arguments import check_work, columns_of
 
 def fit_from(arguments: argparse.Namespace, frame: Any, law: str, columns: dict[str, str] | None = None) -> Analysis:
     """The fit that a verb's arguments ask for; `columns` in place of --columns."""
-    check_work(arguments)
-    renamed = columns_of(arguments) if columns is None else columns
-    return analyze(
-        frame, law, renamed, arguments.where, parse_objective(arguments.objective),
-        arguments.starts, arguments.bootstrap, arguments.over, choices=choices_of(arguments),
-        staged=getattr(arguments, "staged", False), weighted=arguments.weights,
-        drop_duplicates=arguments.drop_duplicates,
+    found = api.fit(
+        frame, law, **shared(arguments, columns), bootstrap=arguments.bootstrap, over=arguments.over,
+        weights=arguments.weights, staged=getattr(arguments, "staged", False),
     )  # fmt: skip
+    return replace(found, source=str(arguments.runs))
+
+
+def shared(arguments: argparse.Namespace, columns: dict[str, str] | None = None) -> dict[str, Any]:
+    """The options that `api.fit` and `api.compare` share."""
+    return {
+        "columns": columns_of(arguments) if columns is None else columns,
+        "where": arguments.where,
+        "drop_duplicates": arguments.drop_duplicates,
+        "objective": arguments.objective,
+        "starts": arguments.starts,
+        **_decided(arguments),
+    }
 
 
 def preview(
@@ -43,33 +54,13 @@ def preview(
 
 def choices_of(arguments: argparse.Namespace) -> Choices:
     """What the arguments --fix, --bound, --start and --reference decide."""
-    return Choices(
-        bounds=ranges("--bound", arguments.bound, "NAME=LOW:HIGH, such as delta=-1:5"),
-        starts=ranges("--start", arguments.start, "NAME=LOW:HIGH or NAME=VALUE"),
-        fixed=numbers("--fix", arguments.fix),
-        reference=arguments.reference or "",
-    )
+    return api.choices(**_decided(arguments))
 
 
-def as_json(analysis: Analysis) -> dict[str, Any]:
-    """A fit as plain data; objective is the minimised sum."""
-    result = analysis.result
-    out: dict[str, Any] = {
-        "law": analysis.law.name, "formula": analysis.law.title, "params": result.params,
-        "objective": result.objective_value, "objective_name": str(result.objective), "status": result.status.value,
-        "rows_used": result.rows_used, "rows_excluded": result.rows_excluded, "excluded": result.table.excluded,
-        "fitted": list(result.free), "starts": result.starts, "share_at_optimum": result.share,
-        "gradient_cosine": result.gradient, "condition": result.condition, "r2": result.r2,
-        "rms_log_residual": result.rms_log, "correlation": result.correlation.tolist(),
-        "findings": [asdict(finding) for finding in analysis.findings], "identified": analysis.identified,
-        "intervals": {k: list(v) for k, v in analysis.intervals.items()}, "intervals_from": analysis.intervals_from,
-        "standard_errors": analysis.standard_errors, "warnings": list(dict.fromkeys(analysis.warnings)),
-        "seconds": result.seconds,
-    }  # fmt: skip
-    if analysis.bootstrap:
-        boot = analysis.bootstrap
-        out["bootstrap"] = {"resamples": boot.resamples, "finished": len(boot.samples), "over": boot.over,
-                            "groups": boot.groups, "seconds": boot.seconds}  # fmt: skip
-    if analysis.stages:
-        out["stages"] = [as_json(Analysis(stage)) for stage in analysis.stages]
-    return out
+def _decided(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "fix": numbers("--fix", arguments.fix),
+        "bound": ranges("--bound", arguments.bound, "NAME=LOW:HIGH, such as delta=-1:5"),
+        "start": ranges("--start", arguments.start, "NAME=LOW:HIGH or NAME=VALUE"),
+        "reference": arguments.reference or "",
+    }

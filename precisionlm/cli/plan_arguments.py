@@ -1,6 +1,9 @@
 """The arguments of the verb plan."""
 
 import argparse
+from typing import Any
+
+from precisionlm.cli.assignments import assignments
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,3 +36,14 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--next", type=int, metavar="K", help="the K runs to add to --runs that narrow --quantity most")
     parser.add_argument("--quantity", default="P", help="a constant's name, or P: the optimal bits (default)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def plan_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of `api.plan`."""
+    same = ("compute", "size", "tokens", "bits", "block", "cost", "inference_tokens", "critical", "iso_loss", "next",
+            "quantity")  # fmt: skip
+    return {name: getattr(arguments, name) for name in same} | {
+        "format": arguments.format or "",
+        "at": assignments("--at", arguments.at, "SYMBOL=VALUE"),
+        "offsets": not arguments.no_offsets,
+    }

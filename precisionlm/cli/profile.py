@@ -7,7 +7,7 @@ import numpy as np
 
 from precisionlm.analysis.decisions.optimum import compute_optimal, critical_data
 from precisionlm.analysis.decisions.summary import commonest, usual
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.fitting.profile import profile_intervals, profile_of
 from precisionlm.analysis.laws.precision import label_of, reads_width
 from precisionlm.errors import UserError

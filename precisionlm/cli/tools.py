@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from precisionlm.cli.data_bench import add_data_bench
+from precisionlm.cli.fit_arguments import names_of
 from precisionlm.cli.verbs import add_verb, check_counts
 from precisionlm.errors import DONE, UserError
 from precisionlm.json_text import dumps
@@ -136,7 +137,7 @@ def add_tools(verbs: Any) -> None:
         "(N, D) or do not.",
         "precisionlm bench coverage --laws chinchilla,sun --tables 100",
     )
-    coverage.add_argument("--laws", default="chinchilla,kumar_neff,frantar,sun,chen", help="separated by commas")
+    coverage.add_argument("--laws", help="separated by commas; all that tables are simulated for if absent")
     coverage.add_argument("--tables", type=int, default=100, help="simulated tables of every kind")
     coverage.add_argument("--bootstrap", type=int, default=200, metavar="N", help="refits for every table")
     coverage.add_argument("--objective", default="huber:1e-3", help="as for fit")
@@ -255,12 +256,13 @@ def _bench_fit(args: argparse.Namespace) -> int:
 
 def _bench_coverage(args: argparse.Namespace) -> int:
     from precisionlm.analysis.fitting.objective import parse_objective
-    from precisionlm.bench.coverage import ARMS, bench_coverage
+    from precisionlm.analysis.laws import LAWS
+    from precisionlm.bench.coverage import bench_coverage
 
-    names = [name.strip() for name in args.laws.split(",") if name.strip()]
-    unknown = [name for name in names if name not in ARMS]
-    if unknown or not names:
-        raise UserError(f"--laws {args.laws}: tables are simulated for {', '.join(ARMS)}")
+    known = [name for name, law in LAWS.items() if law.arms]
+    names = known if args.laws is None else names_of(args.laws)
+    if not names or not set(names) <= set(known):
+        raise UserError(f"--laws {args.laws}: tables are simulated for {', '.join(known)}")
     if args.tables < 1 or args.bootstrap < 2:
         raise UserError("--tables must be at least 1 and --bootstrap at least 2")
     say = partial(print, file=sys.stderr if args.json else sys.stdout, flush=True)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from precisionlm.errors import DONE, CannotWriteError, UserError
+from precisionlm.errors import DONE, CannotWriteError, UserError, check_count
 from precisionlm.json_text import dumps
 
 T = TypeVar("T")
@@ -88,9 +88,7 @@ def surviving(items: Iterable[T], attempt: Callable[[T], R]) -> list[tuple[T, R]
 def check_counts(args: argparse.Namespace, **ranges: tuple[int, int]) -> None:
     """Raises UserError for a whole number outside its range (both ends allowed); an absent one is let be."""
     for name, (least, most) in ranges.items():
-        value = getattr(args, name)
-        if value is not None and not least <= value <= most:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be {least} to {most:,}")
+        check_count(f"--{name.replace('_', '-')}", getattr(args, name), least, most)
 
 
 def check_moved(args: argparse.Namespace) -> None:

@@ -128,9 +128,24 @@ def plan_import(
     }
     changed = apply_overrides(tree, list(overrides))
     training = {"steps": 1, "batch_size": 8} | changed["training"]
-    training["steps"] = max(1, round(stated["D_tokens"] / (training["batch_size"] * length)))
+    training["steps"] = _steps(stated["D_tokens"], training["batch_size"], length)
     run = prepare_run(build(changed | {"training": training}, str(folder)))
     return Imported(folder, run, config, tensors, stated)
+
+
+def _steps(tokens: float, batch_size: Any, length: int) -> int:
+    """Steps of the training that the run's configuration states: its tokens, in batches of this size.
+
+    Raises UserError where a configuration cannot hold so many."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        return 1  # what is wrong with it is said of the configuration
+    steps = max(1, round(tokens / (batch_size * length)))
+    if steps >= 2**31:
+        raise UserError(
+            f"{tokens:g} tokens are {steps:,} batches of {batch_size} sequences of {length}, and a run has at most "
+            f"{2**31 - 1:,} steps: say a larger batch, --training.batch_size {batch_size * -(-steps // 2**30)}"
+        )
+    return steps
 
 
 @contextmanager

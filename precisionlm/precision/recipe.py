@@ -80,9 +80,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A precision recipe: rules in order. `str` prints the canonical spelling, `parse_recipe` reads it back."""
+    """A precision recipe: rules in order. `str` prints the canonical spelling, which `Recipe.parse` reads."""
 
     rules: tuple[Rule, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Recipe":
+        """Read a recipe, such as W4A8@first:bf16 (docs/recipes.md). Raises UserError as `parse_recipe` does."""
+        return parse_recipe(text)
+
+    def __repr__(self) -> str:
+        return f"Recipe.parse('{self}')"
 
     def __str__(self) -> str:
         return "@".join(_print_rule(rule) for rule in self.rules)
@@ -110,8 +118,8 @@ class Recipe:
         return {s: {o: tuple(cells) for o, cells in operands.items()} for s, operands in table.items()}
 
     def commonest(self, operand: str) -> Quantization | None:
-        """The commonest quantization of an operand over the blocks' sites, layers left out of account."""
-        table = self.resolve(1)
+        """The commonest quantization of an operand over the blocks' sites; what single layers have is left out."""
+        table = Recipe(tuple(rule for rule in self.rules if not rule.layers)).resolve(1)
         sites = ("attention",) if operand in ATTENTION_OPERANDS else BLOCK_LINEAR
         return Counter(table[site][operand][0] for site in sites).most_common(1)[0][0]
 

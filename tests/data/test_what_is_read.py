@@ -250,7 +250,9 @@ def test_a_bucket_is_not_written_to(
     assert [path.name for path in tmp_path.iterdir()] == ["a.u16"]
 
 
-def test_verify_and_inspect(prepared: Path, sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_verify_and_inspect(
+    prepared: Path, sharded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     assert main(["data", "verify", str(prepared), str(sharded)]) == 0
     assert "tokens are those of its record" in capsys.readouterr().out
     assert main(["data", "inspect", str(prepared), "--samples", "2", "--json"]) == 0
@@ -259,8 +261,11 @@ def test_verify_and_inspect(prepared: Path, sharded: Path, tmp_path: Path, capsy
     assert len(found["train"]["samples"]) == 2 and found["train"]["samples"][0]["text"][0].isdigit()
     lengths = found["train"]["lengths"]
     assert lengths["min"] <= lengths["5%"] <= lengths["median"] <= lengths["95%"] <= lengths["max"]
+    monkeypatch.setenv("COLUMNS", "72")
     assert main(["data", "inspect", str(prepared)]) == 0
-    assert "end-of-text 0 (<|endoftext|>)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "end-of-text 0 (<|endoftext|>)" in " ".join(printed.split())
+    assert all(len(line) <= 72 or " " not in line.strip() for line in printed.splitlines())
 
 
 def test_reversed_tokens_do_not_train(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,6 +181,12 @@ def test_other_tensors_than_the_models(model, tokens_folder, tmp_path):
 
 def test_what_nobody_states_is_asked_for(model, tokens_folder):
     assert plan_import(model, tokens_folder, Stated(D_tokens=5)).stated["D_tokens"] == 5
+    many = Stated(D_tokens=15 * 10**12)
+    refused(
+        model, tokens_folder, "at most 2,147,483,647 steps: say a larger batch, --training.batch_size 440", stated=many
+    )
+    larger = plan_import(model, tokens_folder, many, overrides=["--training.batch_size", "440"])
+    assert larger.stated["D_tokens"] == 15 * 10**12 and larger.run.experiment.training.steps < 2**31
     card = model / "README.md"
     text = card.read_text()
     card.write_text(text.replace("schedule: cosine", "schedule: 3"))

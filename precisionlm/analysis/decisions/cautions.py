@@ -6,7 +6,7 @@ import numpy as np
 
 from precisionlm.analysis.decisions.cost import Cost
 from precisionlm.analysis.decisions.optimum import compute_optimal, optimum_interval
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.fitting.findings import FEW_GROUPS, Status
 from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.laws.precision import categories, reads_width, width_of

@@ -10,7 +10,7 @@ import pandas as pd
 
 from precisionlm.analysis.decisions.cost import Cost
 from precisionlm.analysis.decisions.optimum import Optimum, compute_optimal
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.laws.base import Law
 from precisionlm.analysis.laws.precision import categories, label_of, width_of
 from precisionlm.errors import UserError

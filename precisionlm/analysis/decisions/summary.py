@@ -18,7 +18,7 @@ from precisionlm.analysis.decisions.cautions import (
 from precisionlm.analysis.decisions.cost import TRAIN
 from precisionlm.analysis.decisions.formats import formats_under
 from precisionlm.analysis.decisions.optimum import Optimum, compute_optimal, critical_data
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.laws.precision import categories, label_of, reads_width, unquantized
 from precisionlm.errors import UserError
 

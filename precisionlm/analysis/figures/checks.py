@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from precisionlm.analysis.figures.draw import MARKERS, bins, canvas, contain, legend, log_axis, points, styled
 from precisionlm.analysis.figures.recipes import Recipes, plain
-from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.fitting.compare import LawScore
+from precisionlm.analysis.fitting.analysis import Analysis
+from precisionlm.analysis.fitting.comparison import LawScore
 from precisionlm.analysis.fitting.held_out import Split
 from precisionlm.analysis.laws.precision import width_of
 

@@ -24,7 +24,7 @@ from precisionlm.analysis.figures.draw import (
     spread,
 )
 from precisionlm.analysis.figures.recipes import Recipes
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.laws.base import INF, Symbol
 from precisionlm.analysis.table.derive import gaps

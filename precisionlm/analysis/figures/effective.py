@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from precisionlm.analysis.figures.draw import DASHES, bits_axis, canvas, engineering, legend
 from precisionlm.analysis.figures.recipes import Recipes
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.laws.precision import share_of, unquantized
 

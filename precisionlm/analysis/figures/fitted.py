@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from precisionlm.analysis.figures import checks, curves, effective
 from precisionlm.analysis.figures.draw import styled
 from precisionlm.analysis.figures.recipes import Recipes
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 
 CAPTIONS = {
     "loss_vs_tokens": "Loss against training tokens: points are runs, lines the law, bands its 95 % interval.",

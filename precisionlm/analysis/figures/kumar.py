@@ -12,7 +12,7 @@ from precisionlm.analysis.decisions.optimum import compute_optimal, minimise
 from precisionlm.analysis.figures.curves import observed_gaps
 from precisionlm.analysis.figures.draw import COLOURS, DASHES, canvas, engineering, legend, log_axis
 from precisionlm.analysis.figures.rows import bars
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.laws.base import Law, Symbol
 from precisionlm.analysis.laws.precision import share_of, unquantized
 

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from precisionlm.analysis.figures.draw import styled
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.laws.base import Law
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from precisionlm.analysis.figures.draw import COLOURS, DASHES, MARKERS, Look
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.laws.precision import categories, label_of, width_named
 
 

@@ -9,14 +9,16 @@ from matplotlib.figure import Figure
 from precisionlm.analysis.decisions.optimum import compute_optimal, critical_data
 from precisionlm.analysis.figures import forms, stepwise
 from precisionlm.analysis.figures.draw import COLOURS, DASHES, canvas, legend, log_axis
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.laws.base import Law
-from precisionlm.analysis.laws.sun import best_split
+from precisionlm.analysis.laws.chinchilla import CHINCHILLA, KAPLAN
+from precisionlm.analysis.laws.kumar import NEFF_W
+from precisionlm.analysis.laws.sun import SUN, best_split
 from precisionlm.analysis.table.read import CHANNEL_LOG2_BLOCK as CHANNEL
 
 PAIRS = {
-    "fig01_kumar_and_sun_forms": (("kumar_neff_w", "sun"), "w_bits < 17"),
-    "fig08_chinchilla_and_kaplan_forms": (("chinchilla", "kaplan"), "w_bits >= 16"),
+    "fig01_kumar_and_sun_forms": ((NEFF_W.name, SUN.name), "w_bits < 17"),
+    "fig08_chinchilla_and_kaplan_forms": ((CHINCHILLA.name, KAPLAN.name), "w_bits >= 16"),
 }
 BLOCK = 7.0  # log2 of 128 elements per scale
 SIZES = (40894464, 84934656, 154140672, 679477248)

@@ -1,127 +1,22 @@
 """One call from a runs table and the name of a law to constants, status and intervals."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from precisionlm.analysis import laws
-from precisionlm.analysis.fitting.bootstrap import Bootstrap, bootstrap_staged
+from precisionlm.analysis.fitting.analysis import Analysis
+from precisionlm.analysis.fitting.bootstrap import bootstrap_staged
 from precisionlm.analysis.fitting.choices import Choices
-from precisionlm.analysis.fitting.findings import FEW_GROUPS, Finding, Status, concerning
-from precisionlm.analysis.fitting.fit import FitResult, error_weights, fit, fit_staged
+from precisionlm.analysis.fitting.fit import error_weights, fit, fit_staged
 from precisionlm.analysis.fitting.objective import Objective
-from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.laws.base import Law, Symbol
 from precisionlm.analysis.table.cells import texts
 from precisionlm.analysis.table.read import Table, prepare
 from precisionlm.analysis.table.symbols import column_of, computed, name_it
 from precisionlm.errors import UserError
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """A fit and, if asked for, its bootstrap. `stages`: the earlier fits of a staged one, in order."""
-
-    result: FitResult
-    bootstrap: Bootstrap | None = None
-    stages: tuple[FitResult, ...] = ()
-
-    @property
-    def law(self) -> Law:
-        """The fitted law."""
-        return self.result.law
-
-    @property
-    def fits(self) -> tuple[FitResult, ...]:
-        """Every stage, the last one at the end; the fit alone where there are none."""
-        return (*self.stages, self.result)
-
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """All that a reader must know, each with the constants it concerns."""
-        return tuple(dict.fromkeys(f for fit in self.fits for f in fit.findings))
-
-    @property
-    def identified(self) -> dict[str, bool]:
-        """Fitted constant -> whether the data determine it."""
-        return {name: known for fit in self.fits for name, known in fit.identified.items()}
-
-    @property
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """Fitted constant -> 95 % interval: of the bootstrap where there is one, linearised otherwise. A constant that
-        is not identified has the interval of its bounds."""
-        linear = {name: ends for fit in self.fits for name, ends in fit.intervals.items()}
-        if not self.bootstrap:
-            return linear
-        drawn = self.bootstrap.intervals
-        rough = any(f.kind == FEW_GROUPS for f in self.findings)
-
-        def ends(name: str) -> tuple[float, float]:
-            low, high = drawn[name]
-            # Refits of few groups, or all on one bound, say too little of how far a constant may be away.
-            if rough or not low < high:
-                return min(low, linear[name][0]), max(high, linear[name][1])
-            return low, high
-
-        return {n: ends(n) if self.identified[n] else linear[n] for n in linear}
-
-    @property
-    def intervals_from(self) -> str:
-        """Where the intervals come from and which rows share their noise, in one line."""
-        if self.bootstrap:
-            return f"{self.bootstrap.resamples} bootstrap refits, {self.bootstrap.groups} {self.bootstrap.why}"
-        groups = self.result.uncertainty.grouping
-        staged = "; each stage takes the earlier ones as exact" if self.stages else ""
-        return f"linearised, {groups.count} {groups.why}{staged}"
-
-    @property
-    def standard_errors(self) -> dict[str, float]:
-        """Fitted constant -> standard error, of the bootstrap where there is one; inf where it is not identified."""
-        linear = {name: error for fit in self.fits for name, error in fit.standard_errors.items()}
-        drawn = self.bootstrap.errors if self.bootstrap else linear
-        return {n: drawn[n] if self.identified[n] else linear[n] for n in linear}
-
-    def interval_of(self, value: Callable[[Mapping[str, float]], float]) -> tuple[float, float]:
-        """95 % interval of a number derived from the constants (name -> value), such as a loss, an optimum or critical
-        data; (-inf, inf) where it rests on constants that the data leave open."""
-        low, high = self.intervals_of(lambda params: np.array([float(value(params))]))
-        return float(low[0]), float(high[0])
-
-    def intervals_of(self, values: Callable[[Mapping[str, float]], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The same of numbers (m,), such as a law along a line: lower and upper ends."""
-        linear = self.result.intervals_of(values)
-        if not self.bootstrap or not np.isfinite(linear).any():
-            return linear
-        names = self.law.names
-        low, high = percentile_interval([values(dict(zip(names, s, strict=True))) for s in self.bootstrap.samples])
-        if any(f.kind in (FEW_GROUPS, Status.NOT_IDENTIFIED.value) for f in self.findings):
-            low, high = np.minimum(low, linear[0]), np.maximum(high, linear[1])
-        known = np.isfinite(linear).all(axis=0)
-        return np.where(known, low, linear[0]), np.where(known, high, linear[1])
-
-    def caution(self, constants: Iterable[str] | None = None) -> tuple[str, ...]:
-        """What to say beside a number that rests on these constants (all fitted ones by default): plain sentences."""
-        return tuple(f.text for f in concerning(self.findings, self.identified if constants is None else constants))
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """The fit's warnings and those that the intervals add, in plain words."""
-        earlier = (text for fit in self.stages for text in fit.messages)
-        return tuple(dict.fromkeys((*self.result.warnings, *earlier, *self._wide())))
-
-    def _wide(self) -> tuple[str, ...]:
-        """Constants whose interval spans a factor of three or crosses zero's neighbourhood."""
-        runs = int(self.result.table.cluster.max()) + 1
-        wide, intervals = {}, self.intervals
-        for name, (low, high) in intervals.items():
-            shape = not self.law.parameter(name).linear and self.identified[name]
-            if shape and (high - low) > abs(self.result.params[name]) and high > low:
-                wide[name] = f"{name} {low:.3g} to {high:.3g}"
-        if not wide:
-            return ()
-        return (f"{runs} runs are too few to trust: 95 % intervals span " + ", ".join(wide.values()),)
 
 
 def select(
@@ -147,6 +42,7 @@ def select(
     if not known.any():
         raise UserError(f"law {name}: no row has a value in {', '.join(categories.values())}")
     member = law.adapt({k: v[known] for k, v in (seen.columns | levels).items()}, choices.references_of(law))
+    member = replace(member, adapt=None)
     kept = {k: v for k, v in columns.items() if k in {s.name for s in member.readable}}
     table = prepare(choices.applied(member), frame, kept, where, drop_duplicates)
     # What the whole family cannot use stays out, also where this member does not read the column that says so.

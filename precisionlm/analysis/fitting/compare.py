@@ -1,8 +1,6 @@
 """Laws against each other on the same rows, by what they say about runs they have not seen."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,8 +8,9 @@ import pandas as pd
 from precisionlm.analysis import laws
 from precisionlm.analysis.fitting.analyze import select
 from precisionlm.analysis.fitting.choices import Choices
+from precisionlm.analysis.fitting.comparison import Comparison, LawScore
 from precisionlm.analysis.fitting.fit import FitResult, fit, search_starts
-from precisionlm.analysis.fitting.held_out import LEAST_ROWS, Errors, Split, errors_of, make_splits, notes
+from precisionlm.analysis.fitting.held_out import LEAST_ROWS, Split, errors_of, make_splits, notes
 from precisionlm.analysis.fitting.objective import Objective
 from precisionlm.analysis.fitting.percentile import percentile_interval
 from precisionlm.analysis.fitting.solve import solve
@@ -21,39 +20,6 @@ from precisionlm.errors import UserError, nearest
 
 RESAMPLES = 4000
 UNUSED = "not usable by every law compared"
-
-
-@dataclass(frozen=True)
-class LawScore:
-    """One law. fit: on all rows; None where it could not be fitted, and `problem` says why.
-
-    held_out: split -> errors on the rows left out. residuals: split -> (n,) log residual of each row when it was left
-    out, NaN where it never was, inf where the law is undefined.
-    """
-
-    name: str
-    fit: FitResult | None
-    held_out: dict[str, Errors] = field(default_factory=dict)
-    residuals: dict[str, np.ndarray] = field(default_factory=dict)
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Scores, best first (by k-fold error; laws without an error last), and what the best gains over each other law.
-
-    splits: what was held out. differences: law -> (mean, low, high) of its squared log residual minus the best law's
-    over the k-fold's cells, with a paired percentile 95 % interval: above 0 means that the best law is better beyond
-    chance. excluded: law -> reason -> rows.
-    """
-
-    scores: tuple[LawScore, ...]
-    splits: tuple[Split, ...]
-    differences: dict[str, tuple[float, float, float]]
-    rows: int
-    rows_excluded: int
-    excluded: dict[str, dict[str, int]]
-    warnings: tuple[str, ...]
 
 
 def compare(
@@ -182,40 +148,3 @@ def _difference(other: LawScore, best: LawScore, cell: np.ndarray, seed: int) ->
     draws = np.random.default_rng(seed).multinomial(len(total), np.full(len(total), 1 / len(total)), size=RESAMPLES)
     low, high = percentile_interval((draws @ total) / (draws @ count))
     return float(gap.mean()), float(low), float(high)
-
-
-def as_table(comparison: Comparison) -> dict[str, Any]:
-    """caption, head and rows for a page or a terminal."""
-    names = [split.name for split in comparison.splits]
-    head = ["law", "constants", "status", *(f"held out, {n}" for n in names), "rms on all rows", "R²",
-            "squared error above the best [95 %]"]  # fmt: skip
-    rows = []
-    for s in comparison.scores:
-        if s.fit is None:
-            rows.append([s.name, "", f"not fitted: {s.problem}", *[""] * (len(head) - 3)])
-            continue
-        gap = comparison.differences.get(s.name)
-        behind = "best" if gap is None else f"{gap[0]:.3g} [{gap[1]:.3g}, {gap[2]:.3g}]"
-        held_out = [
-            f"{e.rms:.4g} ({e.median:.2%}, {e.q90:.2%}, {e.worst:.2%})" for e in map(s.held_out.get, names) if e
-        ]
-        fitted = [f"{s.fit.rms_log:.4g}", f"{s.fit.r2:.4f}"]
-        rows.append([s.name, str(len(s.fit.free)), s.fit.status.value, *held_out, *fitted, behind])
-    held = "; ".join(f"{split.name}: {split.what}" for split in comparison.splits)
-    caption = (
-        f"{comparison.rows} rows that every law can use. Held out of the fit in turn: {held}. Errors on those rows: "
-        "root mean square of log predicted/observed (median, 90 % quantile and largest |predicted/observed - 1|); the "
-        "last column compares squared errors pairwise over resampled (N, D) cells."
-    )
-    return {"caption": caption, "head": head, "rows": rows}
-
-
-def excluded_lines(comparison: Comparison) -> list[str]:
-    """The rows left out, a line a reason and the laws it holds for."""
-    found: dict[tuple[str, int], list[str]] = {}
-    for law, reasons in comparison.excluded.items():
-        for reason, count in reasons.items():
-            found.setdefault((reason, count), []).append(law)
-    every = len(comparison.excluded)
-    return [f"excluded for {'all laws' if len(names) == every else ', '.join(names)}: {count} x {reason}"
-            for (reason, count), names in found.items()]  # fmt: skip

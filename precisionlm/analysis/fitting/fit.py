@@ -61,6 +61,11 @@ def fit(
     everywhere.
     """
     began = time.perf_counter()
+    if table.law.adapt is not None:
+        raise UserError(
+            f"law {table.law.name} is a family: its rows decide which member is fitted, so select them with "
+            "analyze.select, or fit with analyze.analyze"
+        )
     weights = np.ones(len(table)) if weights is None else np.asarray(weights, float)
     if not (np.isfinite(table.observed).all() and (table.observed > 0).all()):
         raise UserError(f"law {table.law.name}: observed values must be finite and positive")

@@ -26,6 +26,10 @@ _PAPERS = (
 LAWS: dict[str, Law] = {law.name: law for paper in _PAPERS for law in paper.LAWS}
 
 
+USUAL = kumar.KUMAR.name
+"""The law of a report, and of the demo, where none is named: its family has a member for most tables."""
+
+
 def get(name: str) -> Law:
     """The law of that name, or of a file as FILE.py:NAME. Raises UserError naming the closest."""
     if is_own(name):

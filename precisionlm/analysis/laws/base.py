@@ -151,12 +151,14 @@ class Law:
     most laws. `label(columns)`: the format at a point (symbol -> number) in words. `at_bits(params, bits, fields)`: the
     columns at a width, or at the format of these exponent and mantissa bits. `kept_share(p, c)`: N_eff/N of
     what the formula reads, in NumPy, NaN where it is undefined.
+    `arms`: what differs between the runs of one (N, D), symbol -> number: grids are simulated with them.
     `figures`: module whose `draw(law, params)`, and `of_runs(frame, analysis)` if it has one, draw what the law's paper
     shows. `without_offsets`: name of the same law without the offsets that decide where its best width lies.
 
     `adapt(columns, references)`: the member of the law's family that these
     rows can determine. columns: symbol -> (rows,) numbers, or text for a category, of those that the table has;
-    references: category symbol -> the level that a user chose to measure the others by.
+    references: category symbol -> the level that a user chose to measure the others by. Only the member, which has none
+    of its own then, is fitted: the family has constants that no rows may tell.
     """
 
     name: str
@@ -171,6 +173,7 @@ class Law:
     label: Callable[[Mapping[str, Any]], str] | None = field(default=None, compare=False)
     at_bits: Callable[[Mapping[str, Any], Any, Fields], dict[str, Any]] | None = field(default=None, compare=False)
     kept_share: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = field(default=None, compare=False)
+    arms: tuple[Mapping[str, float], ...] = field(default=(), compare=False)
     figures: str = field(default="", compare=False)
     without_offsets: str = field(default="", compare=False)
     stages: tuple[Stage, ...] = field(default=(), compare=False)

@@ -76,6 +76,7 @@ CHEN = Law(
     formula=_loss,
     source=SOURCE + ", Eq 4",
     kept_share=lambda p, c: effective_multiplier(p, c["N"], c["D"], c["G"]),
+    arms=tuple({"G": g} for g in (1, 32, 64, 128, 256, 1024)),
     figures=FIGURES,
     published=_published(BASE),
 )

@@ -42,6 +42,7 @@ CHINCHILLA = Law(
     symbols=(N, D),
     formula=Chinchilla(tied=False),
     source=HOFFMANN + ", Eq 2",
+    arms=({},) * 6,
     published=(
         published(
             "Besiroglu et al. 2024, arXiv:2404.10102 (runs of Hoffmann et al.); Huber 1e-3, 240 runs",

@@ -73,6 +73,7 @@ def eff_table(formats: Levels) -> Law:
         source=SOURCE,
         published=printed,
         notes=notes([formats]),
+        arms=tuple({"P": float(level)} for level in range(len(formats.names))),
         adapt=_adapt,
     )
 

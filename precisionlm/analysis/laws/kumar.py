@@ -48,6 +48,10 @@ P = {
 P_POST = Symbol("P_post", "ptq_bits", "ptq_bits", "bits of the weights after post-training quantization", default=INF)
 AFTER = replace(P_POST, default=None)  # for laws of the gap alone, which say nothing without it
 
+# Widths of the paper's grid: all operands at 16, 6 and 8 bits, and each alone at 4 to 8.
+_ALL = [{f"P_{x}": bits for x in OPERANDS} for bits in (16.0, 6.0, 8.0)]
+_ONE = [_ALL[0] | {f"P_{x}": bits} for x in OPERANDS for bits in (4.0, 5.0, 6.0, 8.0)]
+
 TABLE_2 = {
     "A": 4299.0, "alpha": 0.4965, "B": 18060.0, "E": 2.7648,
     "gamma_w": 2.6745, "n_w": 0.3037, "gamma_a": 2.2102, "n_a": 1.4072, "gamma_kv": 0.9578, "n_kv": 2.4185,
@@ -197,6 +201,7 @@ def law(name: str, formula: Kumar, title: str, notes: tuple[str, ...] = (), adap
         undefined="+inf where a factor 1 - exp(-P/γ + n) is not positive: with Table 2, 3-bit per-tensor activations",
         label=label,
         kept_share=formula.kept_share if formula.operands else None,
+        arms=(*_ALL, *_ONE) if printed and formula.operands == OPERANDS and formula.ptq == "none" else (),
         figures=FIGURES,
         without_offsets="kumar_no_offsets" if name in ("kumar", "kumar_no_offsets") else "",
         stages=(
@@ -285,4 +290,6 @@ FREE_POWERS = tuple(
     for operands in (OPERANDS, ("w",))
 )  # fmt: skip
 
-LAWS = (*_members(tied=True), *_members(tied=False), NO_OFFSETS, KUMAR_PTQ, *FREE_POWERS)
+KUMAR, UNIFIED, *NEFF = _members(tied=True)
+NEFF_W = NEFF[0]
+LAWS = (KUMAR, UNIFIED, *NEFF, *_members(tied=False), NO_OFFSETS, KUMAR_PTQ, *FREE_POWERS)

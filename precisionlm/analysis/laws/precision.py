@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from precisionlm.analysis.laws.base import INF, Fields, Law, Symbol
 from precisionlm.errors import UserError, nearest
@@ -53,6 +54,24 @@ def value_of(law: Law, name: str, text: str) -> float:
     if not value >= 0:
         raise UserError(f"--at {name}={text}: expected a number, {symbol.meaning}")
     return value
+
+
+def values_of(law: Law, name: str, given: ArrayLike) -> np.ndarray:
+    """Values of a symbol as the formula reads them, float64 of the same shape: numbers, or the positions of levels
+    given by name. Raises UserError for a level that is none and for numbers that are no amounts."""
+    values = np.asarray(given)
+    symbol = next(s for s in law.symbols if s.name == name)
+    if symbol.kind == "category":
+        listed: list[Any] = values.ravel().tolist()
+        words = [f"{value:g}" if isinstance(value, float) else str(value) for value in listed]
+        return np.array([_code(law, symbol, word) for word in words], float).reshape(values.shape)
+    try:
+        found = values.astype(float)
+    except (TypeError, ValueError):
+        found = np.full(values.shape, np.nan)
+    if not (found >= 0).all():
+        raise UserError(f"{name} = {values.tolist()}: expected numbers, {symbol.meaning}")
+    return found
 
 
 def _code(law: Law, symbol: Symbol, text: str) -> float:

@@ -90,6 +90,9 @@ SUN = Law(
     label=label,
     at_bits=best_split,
     kept_share=kept_share,
+    arms=tuple(
+        {"E": e, "M": m, "log2B": b} for e, m in ((1, 1), (2, 1), (2, 3), (4, 3), (8, 7)) for b in (5, 7, 13.1567)
+    ),
     figures="precisionlm.analysis.figures.sun",
     undefined="nowhere; but beyond its critical D the loss rises with more tokens",
 )

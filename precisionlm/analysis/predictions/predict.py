@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.fitting.uncertainty import t_quantile
 from precisionlm.analysis.laws.base import Law
 from precisionlm.analysis.table.cells import texts

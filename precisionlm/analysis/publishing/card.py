@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.publishing.croissant import dtype, meaning
 from precisionlm.analysis.report.findings import constants
 

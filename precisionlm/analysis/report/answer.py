@@ -12,7 +12,8 @@ from precisionlm.analysis.decisions.optimum import Optimum, compute_optimal
 from precisionlm.analysis.decisions.summary import usual
 from precisionlm.analysis.figures.draw import engineering
 from precisionlm.analysis.figures.recipes import Recipes
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
+from precisionlm.analysis.laws import LAWS
 from precisionlm.analysis.laws.base import INF
 from precisionlm.analysis.laws.precision import categories, reads_width, said_by, unquantized, width_named, width_of
 from precisionlm.errors import UserError
@@ -83,7 +84,7 @@ def _cannot(analysis: Analysis) -> str:
     law, columns = analysis.law, analysis.result.table.columns
     read = [s.name for s in law.symbols if s.kind in ("bits", "field", "category")]
     if not any(np.ptp(columns[name]) > 0 for name in read):
-        one = read or law.adapt is not None  # a law that adapts leaves out what does not vary
+        one = read or LAWS.get(law.name, law).adapt is not None  # the member fitted leaves out what does not vary
         return f"law {law.name} " + ("saw runs of one precision of training" if one else "reads none")
     return "" if {"N", "D"} <= set(columns) else f"law {law.name} reads no size and tokens, so there is no budget"
 

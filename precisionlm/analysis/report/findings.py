@@ -3,7 +3,7 @@
 import numpy as np
 
 from precisionlm.analysis.figures.effective import interval_of_share, shares
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.laws.base import Parameter
 from precisionlm.analysis.laws.precision import categories, label_of, unquantized, width_of
 

@@ -16,7 +16,7 @@ from precisionlm.analysis.figures.checks import widths
 from precisionlm.analysis.figures.curves import GAP, LOSS
 from precisionlm.analysis.figures.draw import bins, engineering, span
 from precisionlm.analysis.figures.recipes import Recipes
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.laws.base import INF
 from precisionlm.analysis.laws.precision import categories, columns_at, label_of, reads_width, unquantized
 from precisionlm.analysis.report.residuals import Residuals

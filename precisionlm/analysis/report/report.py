@@ -15,8 +15,8 @@ from precisionlm.analysis.figures.checks import held_out
 from precisionlm.analysis.figures.fitted import CAPTIONS, of_fit
 from precisionlm.analysis.figures.learning import curves
 from precisionlm.analysis.figures.recipes import Recipes, recipes_of
-from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.fitting.compare import LawScore
+from precisionlm.analysis.fitting.analysis import Analysis
+from precisionlm.analysis.fitting.comparison import LawScore
 from precisionlm.analysis.fitting.held_out import Split
 from precisionlm.analysis.report.answer import Answer, answer, told
 from precisionlm.analysis.report.findings import constants, findings

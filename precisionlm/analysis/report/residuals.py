@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from precisionlm.analysis.figures.recipes import Recipes
-from precisionlm.analysis.fitting.analyze import Analysis
+from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.fitting.fit import jacobian
 
 FAR, NAMED = 3.0, 10  # standard deviations from which a run is called far; how many are named at most

@@ -24,6 +24,7 @@ WORDS = {
 NAMES = {1e3: "thousands", 1e6: "millions", 1e9: "billions", 1e12: "trillions"}
 FLOPS = ("flops", "flop", "compute", "c", "c_flop", "c_flops", "train_flops", "training_flops", "total_flops")
 USUAL_RATIO = 30.0  # tokens per parameter; published tables lie within a factor of 300 of it
+JUMP = 1e3  # between neighbouring values: two units
 SMALL, FLUENT = 1e5, 4.0  # so few parameters do not reach so low a loss on text in words or pieces of words
 CHARACTERS = 1024  # vocabularies up to here make low losses easy
 WORST_LOSS = 20.0  # nats/token: above any vocabulary's uniform loss
@@ -36,7 +37,7 @@ def check(names: Mapping[str, str], frame: pd.DataFrame, keep: np.ndarray, obser
     """
     counts = {symbol: numbers(frame, names[symbol]) for symbol in COUNTED if symbol in names}
     for symbol, values in counts.items():
-        _check_count(symbol, names[symbol], values, keep)
+        _check_count(symbol, names[symbol], values, keep, frame)
     target = names.get("gap", names["loss"])
     high = np.flatnonzero(keep & (observed > WORST_LOSS))
     if len(high):
@@ -50,15 +51,30 @@ def check(names: Mapping[str, str], frame: pd.DataFrame, keep: np.ndarray, obser
     return [*doubts, *_of_loss(target), *(d for s, v in used.items() if (d := _two_units(names[s], v)))]
 
 
-def _check_count(symbol: str, column: str, values: np.ndarray, keep: np.ndarray) -> None:
+def _check_count(symbol: str, column: str, values: np.ndarray, keep: np.ndarray, frame: pd.DataFrame) -> None:
+    """Refuses numbers as small as millions and billions are written, but not the small runs of a table that has larger
+    ones too: whole numbers, no jump of a thousand below the next. Nor what its row shows to be a count."""
     unit, least, example = COUNTED[symbol]
-    small = np.flatnonzero(keep & (values < least))
+    distinct = np.unique(values[keep])
+    jumps = np.flatnonzero((distinct[1:] >= JUMP * distinct[:-1]) & (distinct[:-1] < least))
+    apart = distinct[jumps[-1]] if len(jumps) else 0.0 if distinct[-1] >= least else np.inf
+    doubted = keep & (values < least) & ((values <= apart) | (values != np.rint(values)))
+    small = np.flatnonzero(doubted & ~_shown_to_be_counts(symbol, values, frame))
     if len(small):
         factor = factor_in_name(column) or (1e6 if symbol == "N" else 1e9)
         raise UserError(
             f"column {column}, {rows_of(small)}: {values[small[0]]:g} {unit} cannot be a count; give {symbol} in "
             f"{unit} ({example}); if it is in {NAMES[factor]}: {_remedy(symbol, column, factor)}"
         )
+
+
+def _shown_to_be_counts(symbol: str, values: np.ndarray, frame: pd.DataFrame) -> np.ndarray:
+    """(rows,) whether another column is a count in the same unit: tokens in whole batches, parameters among all."""
+    if symbol == "D":
+        batch = _positive(frame, "batch_tokens")
+        return np.isfinite(batch) & (batch >= 2) & (values >= batch) & (values % batch == 0)
+    total = _positive(frame, "N_total")
+    return (total >= COUNTED["N"][1]) & (values <= total) & (total < JUMP * values)
 
 
 def factor_in_name(column: str) -> float | None:
@@ -134,7 +150,7 @@ def _median(values: np.ndarray) -> float:
 def _two_units(column: str, values: np.ndarray) -> str | None:
     """A jump of a thousand from values that are small for counts."""
     distinct = np.unique(values)
-    jumps = np.flatnonzero((distinct[1:] >= 1e3 * distinct[:-1]) & (distinct[:-1] < SMALL))
+    jumps = np.flatnonzero((distinct[1:] >= JUMP * distinct[:-1]) & (distinct[:-1] < SMALL))
     if not len(jumps):
         return None
     low, high = distinct[jumps[0]], distinct[jumps[0] + 1]

@@ -8,7 +8,8 @@ import pytest
 
 from precisionlm.analysis import laws
 from precisionlm.analysis.fitting.choices import Choices
-from precisionlm.analysis.fitting.compare import as_table, compare, excluded_lines
+from precisionlm.analysis.fitting.compare import compare
+from precisionlm.analysis.fitting.comparison import as_table, excluded_lines
 from precisionlm.analysis.fitting.held_out import errors_of, make_splits
 from precisionlm.analysis.table.read import prepare
 from precisionlm.cli.main import main

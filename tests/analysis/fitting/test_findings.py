@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from precisionlm.analysis import laws
-from precisionlm.analysis.fitting.analyze import Analysis, analyze
+from precisionlm.analysis.fitting.analysis import Analysis
+from precisionlm.analysis.fitting.analyze import analyze
 from precisionlm.analysis.fitting.bootstrap import bootstrap
 from precisionlm.analysis.fitting.fit import Status, fit
 from precisionlm.analysis.fitting.grouping import grouping

@@ -61,6 +61,20 @@ def test_other_units_are_doubted(columns, changes, message):
     assert re.search(message, found), found
 
 
+def test_small_runs_are_runs():
+    sizes, budgets = np.repeat([576, 5_000, 40_000, 320_000], 3), np.tile([4_096, 32_768, 262_144], 4)
+    tiny = {"N_params": sizes, "D_tokens": budgets, "val_loss": np.linspace(6, 5, 12)}
+    assert warned(**tiny) == ""
+    own = tiny | {"N_params": 576, "N_total": 9_000, "D_tokens": 4_096, "batch_tokens": 256}
+    assert "cannot be a count" not in warned(**own)
+    for column, wrong in (("N_total", 9e8), ("batch_tokens", 300), ("batch_tokens", 1)):
+        with pytest.raises(UserError, match="cannot be a count"):
+            warned(**own | {column: wrong})
+    for column, wrong in (("N_params", np.r_[576.5, sizes[1:]]), ("D_tokens", np.r_[3, budgets[1:]])):
+        with pytest.raises(UserError, match=f"column {column}, row 1: .* cannot be a count"):
+            warned(**tiny | {column: wrong})
+
+
 def test_what_cannot_be_a_count_is_refused_with_the_remedy():
     with pytest.raises(UserError, match=r"column N \(M\), rows 1, .*30e6, not 30.*in millions: --columns 'N=`N \(M\)`"):
         warned({"N": "N (M)"}, **{"N (M)": SIZES / 1e9})

@@ -1,8 +1,7 @@
-"""The verb plan: from a law and constants (published or fitted) to a decision, as plain data."""
+"""From a law and constants (published or fitted) to a decision."""
 
-import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,10 @@ from precisionlm.analysis.decisions.optimum import (
     critical_data,
     iso_loss_size,
 )
-from precisionlm.analysis.fitting.analyze import Analysis
-from precisionlm.analysis.laws.base import INF, Law
+from precisionlm.analysis.decisions.question import Options, Question, question
+from precisionlm.analysis.decisions.words import describe
+from precisionlm.analysis.fitting.analysis import Analysis
+from precisionlm.analysis.laws.base import INF
 from precisionlm.analysis.laws.precision import (
     categories,
     columns_at,
@@ -36,35 +37,83 @@ from precisionlm.analysis.laws.precision import (
     too_coarse,
     unquantized,
 )
-from precisionlm.cli.plan_question import Question, question
-from precisionlm.cli.verbs import check_counts
 from precisionlm.errors import UserError
+from precisionlm.json_text import dumps
 
 WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 16.0)  # of equal-loss and equal-cost sets
 UNITS = {"N": "non-embedding parameters", "D": "training tokens", "P": "bits per value", "loss": "nats/token",
          "compute": "16-bit-equivalent FLOPs"}  # fmt: skip
 
 
-def plan(arguments: argparse.Namespace, fitted: Analysis | None) -> dict[str, Any]:
-    """The decision as plain data. fitted: the user's own fit, None for published constants."""
-    asked, source = question(arguments, fitted)
-    check_counts(arguments, next=(1, 1000))
+@dataclass(frozen=True)
+class Plan:
+    """A decision. `found` is what `precisionlm plan --json` prints: what was asked decides which keys it has. `repr` is
+    what it prints without."""
+
+    found: Mapping[str, Any]
+
+    @property
+    def N(self) -> float | None:
+        """Non-embedding parameters; None where nothing of the kind was asked."""
+        return self.found.get("N")
+
+    @property
+    def D(self) -> float | None:
+        """Training tokens."""
+        return self.found.get("D")
+
+    @property
+    def P(self) -> float | None:
+        """Bits of a value."""
+        return self.found.get("P")
+
+    @property
+    def loss(self) -> float | None:
+        """Predicted loss, nats/token."""
+        return self.found.get("loss")
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """N, D, P, loss or D_critical -> 95 % interval; empty for published constants."""
+        return {name: (low, high) for name, (low, high) in self.found.get("intervals", {}).items()}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the numbers rest on, in plain sentences."""
+        return tuple(self.found["notes"])
+
+    def __repr__(self) -> str:
+        return describe(self.found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The decision as plain data."""
+        return dict(self.found)
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON; numbers that are not finite become null."""
+        return dumps(self.found, indent=2)
+
+
+def plan(law: str | Analysis, options: Options) -> Plan:
+    """Decide by a fit, or by the published constants of a law. Raises UserError."""
+    asked, source = question(law, options)
+    fitted = asked.fitted
     out: dict[str, Any] = {"law": asked.law.name, "source": source, "params": dict(asked.params), "units": UNITS,
                            "notes": list(asked.notes)}  # fmt: skip
     if fitted:
-        out |= {"status": fitted.result.status.value, "warnings": list(dict.fromkeys(fitted.warnings))}
-    if arguments.next is not None:
-        found = _next(asked, arguments.next, arguments.quantity)
-    elif arguments.critical:
+        out |= {"status": fitted.status, "warnings": list(fitted.warnings)}
+    if options.next is not None:
+        found = _next(asked, options.next, options.quantity)
+    elif options.critical:
         found = _critical(asked)
-    elif arguments.iso_loss is not None:
-        found = _iso_loss(asked, arguments.iso_loss)
+    elif options.iso_loss is not None:
+        found = _iso_loss(asked, options.iso_loss)
     elif asked.compute is None:
         found = _point(asked)
     else:
-        found = _budget(asked, arguments.cost) | {"compute": asked.compute}
-        found["notes"] += _without_offsets(asked.law, arguments)
-    return out | found | {"notes": [*out["notes"], *found.get("notes", [])]}
+        found = _budget(asked, options.cost) | {"compute": asked.compute}
+        found["notes"] += _without_offsets(asked, options)
+    return Plan(out | found | {"notes": [*out["notes"], *found.get("notes", [])]})
 
 
 def _budget(asked: Question, cost_name: str) -> dict[str, Any]:
@@ -140,9 +189,10 @@ def _of_loss(fitted: Analysis, columns: Mapping[str, Any]) -> tuple[float, float
     return fitted.interval_of(lambda params: float(fitted.law.predict(params, columns)[0]))
 
 
-def _without_offsets(law: Law, arguments: argparse.Namespace) -> list[str]:
+def _without_offsets(asked: Question, options: Options) -> list[str]:
     """How much of the best width rests on offsets, for a law that has a form with and one without them."""
-    if not law.without_offsets or not arguments.published or arguments.bits is not None or arguments.format:
+    law = asked.law
+    if not law.without_offsets or asked.fitted or options.bits is not None or options.format:
         return []
     pair = [other for other in laws.LAWS.values() if other.without_offsets == law.without_offsets]
     best = {other.name: compute_optimal(other, other.published[0].as_dict(), 1e21).P for other in pair}

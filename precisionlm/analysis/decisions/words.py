@@ -1,4 +1,4 @@
-"""A decision of the verb plan in words, for a terminal."""
+"""A decision in words, for a terminal."""
 
 from collections.abc import Mapping
 from typing import Any
