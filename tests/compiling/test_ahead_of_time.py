@@ -145,6 +145,10 @@ def test_bad_input_is_one_line_each():
         compile_for(experiment(), "v4:2x2x1", timeout_seconds=120)
     with pytest.raises(UserError, match="does not make 4 devices"):
         compile_for(experiment(mesh=MeshConfig(fsdp=3)), "v5e:2x2", timeout_seconds=120)
+    parts = experiment(mesh=MeshConfig(fsdp=4))
+    parts = parts.model_copy(update={"training": parts.training.model_copy(update={"accumulate": 4})})
+    with pytest.raises(UserError, match="batch_size / accumulate = 2 does not divide over 4"):
+        compile_for(parts, "v5e:2x2", timeout_seconds=120)
     without = experiment()
     without = without.model_copy(update={"model": without.model.model_copy(update={"vocab_size": None})})
     with pytest.raises(UserError, match=r"model\.vocab_size is missing"):
