@@ -36,7 +36,7 @@ from precisionlm.config import Experiment, MeshConfig
 from precisionlm.errors import UserError
 from precisionlm.model.presets import non_embedding_parameters
 from precisionlm.training.flops import training_flops_per_token
-from precisionlm.training.sharding import make_mesh
+from precisionlm.training.sharding import check_batch, make_mesh
 from precisionlm.training.step import Program, bound, program_of
 
 _BAD_INPUT = "bad input"
@@ -51,6 +51,7 @@ _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
+    "JAX_TRACEBACK_FILTERING": "off",  # else the last line of an error is a note on that
 }
 
 
@@ -197,8 +198,7 @@ def _lowered_step(e: Experiment, program: Program) -> tuple[Any, dict[str, int]]
     from precisionlm.training.step import abstract_state, train_step
 
     mesh, (_, grids) = program.mesh, bound(e, "tpu")
-    if e.training.batch_size % (mesh.shape["replica"] * mesh.shape["fsdp"]):
-        raise UserError(f"training.batch_size {e.training.batch_size} does not divide over {dict(mesh.shape)}")
+    check_batch(e.training, mesh)
     tokens = jax.ShapeDtypeStruct((e.training.batch_size, e.data.sequence_length + 1), jnp.int32)
     arguments = (abstract_state(program), tokens, grids, hyperparameters(e), e.training.seed)
     return train_step(program).lower(*arguments), {str(axis): size for axis, size in mesh.shape.items()}
@@ -261,14 +261,20 @@ def _work(e: Experiment, topology: str, pack: int | None) -> dict[str, Any]:
 
 
 def _memory(m: Any) -> dict[str, float]:
-    sizes = {
+    """Bytes by kind, of the executable's memory_analysis().
+
+    The peak is the compiler's own, which it holds against the chip's memory when it accepts or refuses a program. Its
+    temp_size_in_bytes is not in it: that is no peak, and of accepted programs it can exceed the chip's memory.
+    """
+    peak = m.peak_memory_in_bytes
+    return {
         "arguments": m.argument_size_in_bytes,
         "outputs": m.output_size_in_bytes,
         "aliased": m.alias_size_in_bytes,
-        "temporaries": m.temp_size_in_bytes,
+        "temporaries": peak - m.argument_size_in_bytes,
         "code": m.generated_code_size_in_bytes,
+        "peak": peak,
     }
-    return sizes | {"peak": sum(sizes.values()) - 2 * sizes["aliased"]}
 
 
 def _main() -> None:

@@ -17,11 +17,11 @@ class Report:
     """One device's part of a train step. Bytes, FLOPs and seconds of one step of one device.
 
     status: fits, out of memory, not tried (a smaller model did not fit), failed or timed out; detail says why.
-    memory: arguments, outputs, aliased (outputs that reuse arguments), temporaries, code, peak; of a program that does
-    not fit, what the compiler said: needed, available. attention: its kernel, and why no fused one if none (what a
-    fused one costs is counted by formula, `compiling.kernels`). flops: `formula` of training.flops, `program` from the
-    compiled products (with recomputation and what is computed though masked), `compiler` as XLA counts (loop bodies
-    once, no kernels).
+    memory: arguments, outputs, aliased (outputs that reuse arguments), temporaries (all beside the arguments at the
+    peak), code (not in the peak), peak; of a program that does not fit, what the compiler said: needed, available.
+    attention: its kernel, and why no fused one if none (what a fused one costs is counted by formula,
+    `compiling.kernels`). flops: `formula` of training.flops, `program` from the compiled products (with recomputation
+    and what is computed though masked), `compiler` as XLA counts (loop bodies once, no kernels).
     seconds: a roofline ESTIMATE, not a measurement: `compute` at the chip's peak for each product's type, `memory` and
     `links` at full bandwidth, `step` the largest, as if the three overlapped perfectly; None for an unknown chip.
     """
@@ -136,8 +136,10 @@ def as_text(reports: Sequence[Report]) -> str:
 def _row(r: Report) -> list[str]:
     chip = chip_of(r.device_kind)
     mesh = " x ".join(f"{axis} {size}" for axis, size in r.mesh.items() if size > 1)
-    used = (r.memory or {}).get("peak", (r.memory or {}).get("needed"))
-    memory = f"{used / GIB:.2f}/{chip.hbm_bytes / GIB:.0f}" if used and chip else ""
+    sizes = r.memory or {}
+    used = sizes.get("peak", sizes.get("needed"))
+    available = sizes.get("available", chip.hbm_bytes if chip else None)  # the compiler keeps some of HBM for itself
+    memory = f"{used / GIB:.2f}/{available / GIB:.4g}" if used and available else ""
     cells = [r.name, f"{r.non_embedding:,}", r.recipe, r.topology, mesh, r.status, memory]
     if not (r.flops and r.seconds):
         return [*cells, "", "", "", ""]

@@ -27,7 +27,7 @@ from precisionlm.storage.run_directory import RunDirectory
 from precisionlm.training.flops import training_flops_per_token
 from precisionlm.training.optimizer import decay_share, final_rate_fraction, hyperparameters
 from precisionlm.training.provenance import Segment, distinct
-from precisionlm.training.sharding import make_mesh
+from precisionlm.training.sharding import check_batch, make_mesh
 from precisionlm.training.step import Program, abstract_state, bound, program_of
 from precisionlm.training.tracking import check_packages
 from precisionlm.training.trunk import Trunk, trunk_of
@@ -96,13 +96,7 @@ def prepare_run(experiment: Experiment, devices: list[jax.Device] | None = None)
     check_packages(experiment.tracking)
     source.unique_sequences(dataset, experiment.data.sequence_length, experiment.data.unique_tokens)
     mesh = make_mesh(experiment.mesh, devices)
-    data_parallel = mesh.shape["replica"] * mesh.shape["fsdp"]
-    sequences = experiment.training.batch_size // experiment.training.accumulate
-    if sequences % data_parallel:
-        what = "training.batch_size" if experiment.training.accumulate == 1 else "batch_size / accumulate ="
-        raise UserError(
-            f"{what} {sequences} does not divide over {data_parallel} data-parallel devices (mesh.replica x mesh.fsdp)"
-        )
+    check_batch(experiment.training, mesh)
     recipe = parse_recipe(experiment.precision.recipe)
     structure, grids = bound(experiment, mesh.devices.flat[0].platform)
     data_hash = _content(dataset)

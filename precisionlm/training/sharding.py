@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from precisionlm.config import MeshConfig
+from precisionlm.config import MeshConfig, TrainingConfig
 from precisionlm.errors import UserError
 
 AXES = ("replica", "fsdp", "tensor")
@@ -44,6 +44,17 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         )
     shape = [len(devices) // known if s == -1 else s for s in sizes]
     return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_batch(training: TrainingConfig, mesh: Mesh) -> None:
+    """Raises UserError where the sequences that are in memory at a time cannot be split over the devices."""
+    data_parallel = mesh.shape["replica"] * mesh.shape["fsdp"]
+    sequences = training.batch_size // training.accumulate
+    if sequences % data_parallel:
+        what = "training.batch_size" if training.accumulate == 1 else "batch_size / accumulate ="
+        raise UserError(
+            f"{what} {sequences} does not divide over {data_parallel} data-parallel devices (mesh.replica x mesh.fsdp)"
+        )
 
 
 def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:

@@ -2,12 +2,16 @@
 
 import importlib.util
 import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from precisionlm.cluster.hardware import GIB
 from precisionlm.compiling import ahead_of_time
 from precisionlm.compiling.ahead_of_time import compile_for, compile_sweep
-from precisionlm.compiling.report import Report, as_json, as_text, details, report_of
+from precisionlm.compiling.report import Report, as_json, as_text, details, out_of_memory, report_of
 from precisionlm.config import (
     DataConfig,
     Experiment,
@@ -18,6 +22,7 @@ from precisionlm.config import (
     TrainingConfig,
 )
 from precisionlm.errors import UserError
+from precisionlm.model.presets import load_experiment
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'precisionlm[tpu-aot]'"
@@ -43,6 +48,7 @@ def test_a_train_step_compiles_for_four_v5e_chips():
     assert report.mesh == {"replica": 1, "fsdp": 2, "tensor": 2}
     memory = report.memory
     assert all(memory[kind] > 0 for kind in ("arguments", "outputs", "aliased", "temporaries", "code", "peak"))
+    assert memory["arguments"] + memory["temporaries"] == memory["peak"]
     assert memory["aliased"] == pytest.approx(memory["outputs"], rel=0.01)  # the state is donated
     assert report.products[0].types == "bf16 x bf16 -> bf16"
     kernels = {p.types.split()[-1]: p.count for p in report.products if "splash" in p.types}
@@ -59,6 +65,37 @@ def test_a_train_step_compiles_for_four_v5e_chips():
     assert tree.pop("utilization") == report.utilization
     assert report_of(tree) == report
     assert "bf16 x bf16 -> bf16" in details(report)
+
+
+def test_the_peak_is_the_one_that_the_compiler_goes_by():
+    # What libtpu 0.0.46.3 says of kumar-30m on v5e:2x2, which it accepts: temporaries alone are more than the chip has.
+    found = ahead_of_time._memory(
+        SimpleNamespace(
+            argument_size_in_bytes=245_822_464,
+            output_size_in_bytes=245_523_968,
+            alias_size_in_bytes=245_521_408,
+            temp_size_in_bytes=21_478_603_264,
+            generated_code_size_in_bytes=20_045_312,
+            peak_memory_in_bytes=15_099_310_080,
+        )
+    )
+    fitting = Report("tiny", "bf16", 0, "v5e:2x2", 4, "TPU v5 lite", {}, 0, "fits", memory=found)
+    assert "fits    14.06/16" in as_text([fitting])
+    refused = replace(fitting, status="out of memory", memory=out_of_memory(
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (15.83G) exceeds "
+        "available HBM (15.75G). HLO module: jit_update."
+    ))  # fmt: skip
+    assert "out of memory  15.83/15.75" in as_text([refused])
+
+
+@needs_libtpu
+def test_what_fits_is_within_the_chip_and_what_does_not_is_beyond_it():
+    kumar = load_experiment(Path(__file__).parents[2] / "configs/kumar2024/experiment.yaml")
+    report = compile_for(kumar, "v5e:2x2", timeout_seconds=300)
+    assert report.status == "fits" and report.memory["peak"] < 15.75 * GIB
+    twice = kumar.model_copy(update={"training": kumar.training.model_copy(update={"batch_size": 512})})
+    report = compile_for(twice, "v5e:2x2", timeout_seconds=300)
+    assert report.status == "out of memory" and report.memory["needed"] > report.memory["available"] == 15.75 * GIB
 
 
 @needs_libtpu
@@ -108,6 +145,10 @@ def test_bad_input_is_one_line_each():
         compile_for(experiment(), "v4:2x2x1", timeout_seconds=120)
     with pytest.raises(UserError, match="does not make 4 devices"):
         compile_for(experiment(mesh=MeshConfig(fsdp=3)), "v5e:2x2", timeout_seconds=120)
+    parts = experiment(mesh=MeshConfig(fsdp=4))
+    parts = parts.model_copy(update={"training": parts.training.model_copy(update={"accumulate": 4})})
+    with pytest.raises(UserError, match="batch_size / accumulate = 2 does not divide over 4"):
+        compile_for(parts, "v5e:2x2", timeout_seconds=120)
     without = experiment()
     without = without.model_copy(update={"model": without.model.model_copy(update={"vocab_size": None})})
     with pytest.raises(UserError, match=r"model\.vocab_size is missing"):

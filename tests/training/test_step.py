@@ -227,10 +227,12 @@ def test_meshes_that_do_not_multiply_out(experiment):
             make_mesh(experiment.mesh.model_copy(update=mesh))
     with pytest.raises(UserError, match="accumulate 3 does not divide"):
         build({**experiment.model_dump(), "training": {**experiment.training.model_dump(), "accumulate": 3}}, "test")
-    with pytest.raises(UserError, match="batch_size 6 does not divide over 8"):
-        prepare_run(
-            experiment.model_copy(update={"training": experiment.training.model_copy(update={"batch_size": 6})})
-        )
+    for changes, message in (
+        ({"batch_size": 6}, "batch_size 6 does not divide over 8"),
+        ({"batch_size": 8, "accumulate": 2}, "batch_size / accumulate = 4 does not divide over 8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare_run(experiment.model_copy(update={"training": experiment.training.model_copy(update=changes)}))
 
 
 def test_arms_in_float32_multiply_at_one_precision(tokens_folder):
