@@ -38,7 +38,8 @@ class Runs:
 
     Where a prediction names no `evaluation`, that of the precision trained at is meant, or, where it names a column of
     ptq, that after quantization; where it does not name `intermediate`, the end of the run. Of a run that was
-    evaluated more than once, the evaluation on most tokens.
+    evaluated more than once, the evaluation on most tokens. A run that diverged has fewer tokens than it was to have:
+    where no other row has those that a prediction names, it is the one meant.
     """
 
     def __init__(self, frame: pd.DataFrame):
@@ -57,6 +58,8 @@ class Runs:
         for name, value in cell.items():
             left &= self._has(name, value)
             if not left.any():
+                if len(lost := self._diverged(cell)):
+                    return Found((), "failed", f"{len(lost)} of {len(lost)} runs: diverged")
                 return Found((), "missing", f"no row has {name} {shown(value)} with what is named before it")
         after = any(k.startswith("ptq_") and shown(v).lower() != "none" for k, v in cell.items())
         left &= (self._after if after else self._trained).astype(bool) | ("evaluation" in cell)
@@ -74,6 +77,16 @@ class Runs:
             return Found(tuple(ended), "failed", f"{len(rows) - len(ended)} of {len(rows)} runs: {', '.join(lost)}")
         return Found(tuple(ended))
 
+    def _diverged(self, cell: Mapping[str, Any]) -> np.ndarray:
+        """Positions of runs that diverged before the tokens that a cell names, and have all else."""
+        if "D_tokens" not in cell or "D_tokens" not in self.frame.columns:
+            return np.zeros(0, int)
+        left = self._current & (self._status == "diverged") & self._trained.astype(bool)
+        left &= self.frame["D_tokens"].to_numpy(float, na_value=np.nan) < float(cell["D_tokens"])
+        for name in cell.keys() - {"D_tokens"}:
+            left &= self._has(name, cell[name])
+        return np.flatnonzero(left)
+
     def _has(self, name: str, value: Any) -> np.ndarray:
         """(rows,) whether a column has a value; of D_tokens, that of the same number of whole steps."""
         if name not in self._columns:
@@ -83,7 +96,9 @@ class Runs:
                     f"predictions name {name}, which the runs table has no column of; {nearest(name, valid)}"
                 )
             numeric = as_numbers(self.frame[name])
-            self._columns[name] = texts(self.frame, name) if numeric is None else numeric
+            if numeric is None or np.isnan(numeric).all():  # "none" in every row is a word, too
+                numeric = texts(self.frame, name)
+            self._columns[name] = numeric
         column = self._columns[name]
         if column.dtype == object:
             return np.asarray(column == texts(pd.DataFrame({name: [value]}), name)[0])

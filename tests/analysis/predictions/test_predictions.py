@@ -81,6 +81,19 @@ def test_what_is_missing_ambiguous_or_failed_is_named_and_not_scored():
     assert (group.scored, group.missing, group.failed, group.ambiguous) == (27, 1, 1, 1)
 
 
+def test_a_word_that_all_rows_have_is_one_even_where_it_could_be_a_missing_number():
+    (group, *_) = score(predictions(runs(), ptq_method="none"), runs()).groups
+    assert group.scored == 30
+
+
+def test_a_run_that_diverged_before_its_tokens_failed_and_is_not_missing():
+    frame = runs()
+    frame.loc[4, ["status", "D_tokens"]] = "diverged", frame.D_tokens[4] - 8192 * 100
+    found = score(predictions(runs()), frame)
+    assert [(u.problem, u.why) for u in found.unmatched] == [("failed", "1 of 1 runs: diverged")]
+    assert found.groups[0].scored == 29
+
+
 def test_a_prediction_of_ptq_is_of_the_quantized_row_and_one_without_it_of_the_trained_row():
     frame = runs().head(2)
     after = frame.assign(evaluation="ptq", ptq_method="gptq", ptq_bits=3.0, ptq_format="int3",
