@@ -15,6 +15,7 @@ from precisionlm.cli.hub import add_hub
 from precisionlm.cli.ptq import add_ptq
 from precisionlm.cli.runs import add_runs
 from precisionlm.cli.sweep import add_sweep
+from precisionlm.cli.table import add_table
 from precisionlm.cli.tools import add_tools
 from precisionlm.cli.training import add_training
 from precisionlm.cli.verbs import Parser, add_verb, print_runs, without_overrides
@@ -70,17 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_watch(verbs)
     add_runs(verbs)
 
-    table = add_verb(
-        verbs,
-        "table",
-        _table,
-        "Collect run directories into one table, a row a (run, evaluation): Parquet and CSV.",
-        "precisionlm table runs -o runs.parquet",
-    )
-    table.add_argument("runs", type=Path, nargs="?", help="folder of run directories")
-    table.add_argument("-o", "--output", type=Path, default=Path("runs.parquet"), help="table to write")
-    table.add_argument("--columns", action="store_true", help="print what every column means, and its unit")
-    table.add_argument("--json", action="store_true", help="print counts as JSON")
+    add_table(verbs)
 
     demo = add_verb(
         verbs,
@@ -101,33 +92,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_predictions(verbs)
     add_publish(verbs)
     return parser
-
-
-def _table(args: argparse.Namespace) -> int:
-    from precisionlm.columns import describe
-    from precisionlm.sweep.collect import collect, write
-
-    if args.columns:
-        print(describe())
-        return DONE
-    if args.runs is None:
-        raise UserError("table needs the folder of run directories; see precisionlm table --help")
-    table, unfinished = collect(args.runs)
-    paths = write(table, args.output)
-    counts = {
-        "rows": len(table),
-        "runs": int(table["run_id"].nunique()),
-        "diverged": int((table["status"] == "diverged").sum()),
-        "unfinished": unfinished,
-        "files": [str(path) for path in paths],
-    }
-    if args.json:
-        print(dumps(counts))
-    else:
-        print(f"{' and '.join(map(str, paths))}: {counts['rows']} rows of {counts['runs']} runs")
-        for folder in unfinished:
-            print(f"  left out, not finished: {folder}")
-    return DONE
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -18,10 +18,10 @@ from precisionlm.whole_file import written
 
 T = TypeVar("T")
 
-_SETTINGS = ("evaluation", "eval_recipe", "eval_execution", "val_tokens")
+SETTINGS = ("evaluation", "eval_recipe", "eval_execution", "val_tokens")
 _TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a cell begins with that spreadsheets compute
-_DTYPES = {"str": "string", "int": "Int64", "float": "float64", "bool": "boolean"}
+DTYPES = {"str": "string", "int": "Int64", "float": "float64", "bool": "boolean"}
 
 
 def collect(root: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -55,14 +55,14 @@ def collect(root: Path) -> tuple[pd.DataFrame, list[str]]:
         run = {"status": result.status, "schema": 1, "ptq_method": "none", "intermediate": False} | result.row
         rows = [_evaluated(run, found) for found in [*result.evaluations, *contents(directory, "evaluations")]]
         # An evaluation done again, for the losses of its sequences, stands for the one of before.
-        rows = list({tuple(row.get(name) for name in _SETTINGS): row for row in rows}.values())
+        rows = list({tuple(row.get(name) for name in SETTINGS): row for row in rows}.values())
         for row in [*rows, *(_evaluated(run, found) for found in contents(directory, "ptq"))]:
             name = row.get("sequences")
             measured.append(Measured(row, readable(Evaluation.read, directory, name) if name else None))
     if not measured:
         raise UserError(f"{root} holds no finished run (no result.json below it)")
     table = pd.DataFrame([{name: row.get(name) for name in NAMES} for row in with_differences(measured)])
-    return table.astype({column.name: _DTYPES[column.dtype] for column in COLUMNS}), unfinished
+    return table.astype({column.name: DTYPES[column.dtype] for column in COLUMNS}), unfinished
 
 
 def _run_directories(root: Path) -> list[RunDirectory]:

@@ -58,8 +58,8 @@ class Runs:
         for name, value in cell.items():
             left &= self._has(name, value)
             if not left.any():
-                if len(lost := self._diverged(cell)):
-                    return Found((), "failed", f"{len(lost)} of {len(lost)} runs: diverged")
+                if count := len(self._diverged(cell)):
+                    return Found((), "failed", f"{count} of {count} runs: diverged")
                 return Found((), "missing", f"no row has {name} {shown(value)} with what is named before it")
         after = any(k.startswith("ptq_") and shown(v).lower() != "none" for k, v in cell.items())
         left &= (self._after if after else self._trained).astype(bool) | ("evaluation" in cell)
