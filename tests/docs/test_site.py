@@ -35,4 +35,21 @@ def test_the_picture_shows_the_numbers_of_the_study():
         assert len(printed) == len(rows) >= 4
         assert rows["delta"].to_numpy() == pytest.approx(printed, abs=6e-4)
     lines = script["draw"](points).axes[0].get_lines()
-    assert sum(len(line.get_xdata()) for line in lines) == len(points) == 34
+    assert sum(len(line.get_xdata()) for line in lines) == len(points) == 37
+
+
+def test_the_tables_of_the_study_are_those_that_its_script_prints():
+    script = runpy.run_path(str(ROOT / "docs/study/tables.py"))
+    study = (ROOT / "docs/study.md").read_text().splitlines()
+    runs = script["trained"]()
+    assert len(runs) > 800
+    for name in ("noise", "costs_alone", "together", "per_bit", "floats", "recipes", "after"):  # growth is of fits
+        for line in "\n".join(script[name](runs)).splitlines():
+            assert line in study, name
+
+
+def test_the_second_picture_of_the_study_shows_its_tables():
+    script = runpy.run_path(str(ROOT / "docs/study/costs.py"))
+    left, right = script["draw"]().axes
+    assert [line.get_label() for line in right.get_lines()][:2] == ["a token, 6M", "a tensor, 6M"]
+    assert left.get_lines()[0].get_ydata() == pytest.approx([0.307, 0.621, 1.050], abs=1e-3)
