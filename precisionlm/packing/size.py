@@ -48,7 +48,11 @@ def choose(run: Run, count: int, asked: int | None) -> Choice:
         return Choice(wanted, remat, f"{wanted} asked for")
     because = {runs: f"fit {limit / 2**30:.1f} GiB", wanted: f"fill it with {runs * batch_tokens:,} tokens a step"}
     because |= {count: "are all there are"} if runs == count else {}
-    return Choice(runs, remat, f"{runs} runs {because[runs]}" + (", remat none" if remat != program.remat else ""))
+    why = f"{runs} runs {because[runs]}"
+    rounds = -(-count // runs)
+    if (even := -(-count // rounds)) < runs:  # not a full pack and then a few runs with the device to themselves
+        runs, why = even, f"{why}, {count} are {rounds} times {even}"
+    return Choice(runs, remat, why + (", remat none" if remat != program.remat else ""))
 
 
 def with_remat(run: Run, remat: str) -> Run:

@@ -74,6 +74,11 @@ def test_memory_limits_a_pack_and_more_is_kept_without_remat(rows, monkeypatch):
     monkeypatch.setattr("precisionlm.packing.size._memory", lambda program: 3.5 * needed)
     choice = choose(alone, 5, None)
     assert choice.runs == 2 and "GiB" in choice.why
+    filled = 4096 // tokens  # of a CPU; a few runs more than that are no pack of their own
+    monkeypatch.setattr("precisionlm.packing.size._memory", lambda program: 1e12)
+    assert filled > 4 and choose(alone, 2 * filled, None).runs == filled
+    choice = choose(alone, filled + 2, None)
+    assert choice.runs == -(-(filled + 2) // 2) and f", {filled + 2} are 2 times {choice.runs}" in choice.why
 
 
 def test_a_pack_that_does_not_fit_is_halved(rows, tmp_path, monkeypatch):
