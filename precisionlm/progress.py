@@ -27,18 +27,20 @@ class TimeLeft:
     """How long a job still takes, from its latest reports.
 
     The pace is the median over what lay between reports of progress, so that what stands still for once (set-up,
-    compilation, an evaluation) is not extrapolated to the rest of the job. Where a job stood still for longer than the
-    reports that the pace is of took together, another stage begins, and nothing is known of its pace yet.
+    compilation, an evaluation) is not extrapolated to the rest of the job; nor is what is slower than the job was so
+    far, as the last few runs of a pack are. Where a job stood still for longer than the reports that the pace is of
+    took together, another stage begins, and nothing is known of its pace yet.
     """
 
     def __init__(self) -> None:
-        self._last: tuple[float, float] | None = None  # time and share of the last report of progress
+        self._first: tuple[float, float] | None = None  # time and share of the first report
+        self._last: tuple[float, float] | None = None  # of the last report of progress
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)  # seconds, and the share done in them
 
     def after(self, now: float, share: float) -> str:
         """In words, after a report at `now` (s); unknown until progress was reported twice."""
-        if self._last is None:
-            self._last = now, share
+        if self._first is None or self._last is None:
+            self._first = self._last = now, share
             return "time left unknown"
         stood = now - self._last[0]
         if self._recent and stood > sum(seconds for seconds, _ in self._recent):
@@ -50,7 +52,8 @@ class TimeLeft:
         if len(self._recent) < 2:
             return "time left unknown"
         pace = statistics.median_low(seconds / done for seconds, done in self._recent)  # of the whole job
-        return f"{clock(pace * (1 - share))} left"
+        began, at = self._first
+        return f"{clock(min(pace, (now - began) / (share - at)) * (1 - share))} left"
 
 
 @contextmanager

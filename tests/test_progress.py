@@ -39,6 +39,12 @@ def test_the_recent_pace_counts_and_one_pause_does_not():
     assert told(evaluated)[-3:] == ["time left unknown", "time left unknown", "1:07 left"]
 
 
+def test_the_last_few_runs_of_a_pack_say_nothing_of_the_packs_to_come():
+    """A quarter of a sweep in 100 s, the last four runs of its first pack 20 times as slow."""
+    said = told([(float(i), i / 400) for i in range(101)] + [(100.0 + 5 * i, 0.25 + i / 1600) for i in range(1, 12)])
+    assert said[100] == "5:00 left" and said[-1] == "7:28 left"  # at the pace so far, not 24:46
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_bar_and_log_say_the_same(capsys, monkeypatch, terminal):
     clock, screen = SimpleNamespace(now=0.0), io.StringIO()
