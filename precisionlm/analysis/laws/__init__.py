@@ -9,6 +9,7 @@ from precisionlm.analysis.laws import (
     frantar,
     gaussian_mse,
     kumar,
+    operand_costs,
     ouyang,
     quartet,
     schedule,
@@ -19,8 +20,8 @@ from precisionlm.analysis.laws.own import is_own, load
 from precisionlm.errors import UserError, nearest
 
 _PAPERS = (
-    chinchilla, data_constrained, kumar, alternatives, sun, chen, ouyang, schedule, frantar, format_gap, quartet,
-    gaussian_mse,
+    chinchilla, data_constrained, kumar, alternatives, operand_costs, sun, chen, ouyang, schedule, frantar, format_gap,
+    quartet, gaussian_mse,
 )  # fmt: skip
 
 LAWS: dict[str, Law] = {law.name: law for paper in _PAPERS for law in paper.LAWS}

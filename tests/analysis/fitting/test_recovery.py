@@ -109,6 +109,8 @@ CASES = {
                      ALTERNATIVE | {"gamma": 2.5, "n": 0.3, "gamma_data": 1.5, "n_data": 0.6}),
     "kumar_free_power_w": (cells(P_w=[2.0, 3, 4, 5, 6, 8, 12, 16]),
                            ALTERNATIVE | {"gamma_w": 2.0, "n_w": 0.1, "s_w": 1.6}),
+    "operand_costs": (kumar_grid(), BASE | {"C_w": 1e-3, "C_a": 4e-3, "C_kv": 2e-3, "gamma_w": 1.1, "gamma_a": 1.4,
+                                            "gamma_kv": 0.9, "gamma_D": 0.45, "gamma_N": 0.15}),
     "sun": (sun_grid(), {}),
     "chen": (cells(CHEN, CHEN_BUDGETS, G=[1.0, 32, 64, 128, 256, 1024]), {}),
     "chen_gap": (cells(CHEN, CHEN_BUDGETS, G=[32.0, 64, 128, 256, 1024]), {}),

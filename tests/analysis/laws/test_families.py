@@ -51,6 +51,25 @@ def test_kumar_keeps_the_factors_that_the_widths_tell_apart(widths, constants, s
     assert (said in " ".join(law.notes)) if said else not law.notes
 
 
+@pytest.mark.parametrize(
+    ("widths", "constants", "said"),
+    [
+        (bits((16, 16), (8, 8), (4, 4), (3, 3)), ["C_w", "gamma_w"], "C_a is left out"),
+        (bits((16, 16), (8, 16), (4, 16), (16, 8), (16, 4)), ["C_w", "C_a", "gamma_w", "gamma_a"], "C_kv is left out"),
+        (bits((16, 16), (4, 16)), ["C_w"], "gamma_w is held at 1 bit: too few widths of weights to tell it"),
+    ],
+)
+def test_costs_of_the_operands_that_the_widths_tell_apart(widths, constants, said):
+    law = select("operand_costs", runs(widths)).law
+    free = [p.name for p in law.parameters if p.held is None]
+    assert [n for n in free if n not in ("A", "alpha", "B", "beta", "E", "gamma_D", "gamma_N")] == constants
+    assert said in " ".join(law.notes)
+    with pytest.raises(
+        UserError, match=r"operand_costs needs one column of w_bits \(P_w\), .* with two widths or more"
+    ):
+        select("operand_costs", runs(bits((16, 16))))
+
+
 def test_kumar_reads_the_columns_that_are_there():
     frame = runs(bits((16, 16), (8, 8), (4, 8), (3, 4)))
     for name in ("kumar", "kumar_unified", "kumar_beta", "kumar_unified_beta"):
