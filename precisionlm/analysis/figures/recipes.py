@@ -1,5 +1,6 @@
 """One look a recipe: the colour, marker and dash by which every figure of a report shows the runs of one precision."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import pandas as pd
 from precisionlm.analysis.figures.draw import COLOURS, DASHES, MARKERS, Look
 from precisionlm.analysis.fitting.analysis import Analysis
 from precisionlm.analysis.laws.precision import categories, label_of, width_named
+
+_WORDS = re.compile(r"([A-Z]+[0-9]*=[^/,@]+)(/[^,@]+)$")  # an operand's format, and how it is scaled and rounded
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def recipes_of(frame: pd.DataFrame, fits: Sequence[Analysis] = ()) -> Recipes:
     after = _widths(frame, "ptq_bits")
     names = np.array([f"{n} PTQ{b:g}" if np.isfinite(b) else n for n, b in zip(names, after, strict=True)], object)
     full = sorted(set(names.tolist()), key=lambda name: (-_width(frame, names == name, name), name))
-    short = _distinct([plain(name) for name in full])
+    short = _distinct([plain(name) for name in _without_common_words(full)])
     looks = {name: Look(COLOURS[i % 8], MARKERS[(i + i // 8) % 11], DASHES[i % 7]) for i, name in enumerate(short)}
     of = dict(zip(full, short, strict=True))
     return Recipes(np.array([of[name] for name in names]), looks)
@@ -105,6 +108,16 @@ def _width(frame: pd.DataFrame, rows: np.ndarray, name: str) -> float:
     known = [float(np.nanmean(v)) for c in columns if np.isfinite(v := _widths(frame, c)[rows]).any()]
     width = sum(known) / len(known) if known else width_named(name)
     return width if np.isfinite(width) else 16.0
+
+
+def _without_common_words(names: list[str]) -> list[str]:
+    """`W4,A=int8/tensor` as `W4,A=int8` where activations have these words wherever they are named: in a label they
+    tell nothing apart."""
+    for operand in {found for name in names for found in re.findall(r"([A-Z]+[0-9]*)=", name)}:
+        words = [_WORDS.match(part) for name in names for part in re.findall(rf"(?<![A-Z]){operand}[=0-9][^,@]*", name)]
+        if len({found[2] for found in words if found}) == 1 and all(words):
+            names = [re.sub(rf"(?<![A-Z])({operand}=[^/,@]+)/[^,@]+", r"\1", name) for name in names]
+    return names
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -163,3 +163,14 @@ def test_learning_curves_are_read_from_metrics(tmp_path):
     assert drawn[0].get_xdata()[-1] == 100_000
     assert learning(frame, recipes, tmp_path / "nowhere") is None
     assert learning(frame.drop(columns="batch_tokens"), recipes, tmp_path) is None
+
+
+def test_labels_leave_out_what_all_recipes_say_alike():
+    def labels(*recipes):
+        return list(recipes_of(pd.DataFrame({"recipe": recipes})).labels)
+
+    tensor = ["W4,A=int8/tensor,KV=int3/tensor", "W12,A=int12/tensor,KV=int12/tensor", "bf16"]
+    assert labels(*tensor) == ["W4,A=int8,KV=int3", "W12,A=int12,KV=int12", "bf16"]
+    assert labels("W4,A=int8/tensor", "W4,A=int8/g32") == ["W4,A=int8/tensor", "W4,A=int8/g32"]
+    assert labels("W4,A=int8/tensor", "W4A8") == ["W4,A=int8/tensor", "W4A8"]
+    assert labels("W=e1m1,P6=e1m1/token", "P6=e2m1/token@down:A8") == ["W=e1m1,P6=e1m1", "P6=e2m1@down:A8"]
