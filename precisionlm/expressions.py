@@ -12,6 +12,7 @@ import ast
 import keyword
 import operator
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from typing import Any
@@ -101,7 +102,9 @@ class _Evaluation:
         if len(self.text) > LONGEST:
             raise self.wrong(f"longer than {LONGEST} characters")
         try:
-            tree = ast.parse(_TOKEN.sub(self._token, self.text.strip()), mode="eval")
+            with warnings.catch_warnings():  # of Python's own syntax, as in 16inf: the walk says what is wrong here
+                warnings.simplefilter("ignore")
+                tree = ast.parse(_TOKEN.sub(self._token, self.text.strip()), mode="eval")
             with np.errstate(all="ignore"):
                 return np.asarray(self.walk(tree.body))
         except SyntaxError as problem:

@@ -49,6 +49,7 @@ COLUMNS = {
         ("N < inf", [1, 1, 1, 1]),
         ("'&' == '|' or good", [1, 0, 1, 1]),
         ("good == True", [1, 0, 1, 1]),
+        (r"recipe == '\d'", [0, 0, 0, 0]),
     ],
 )
 def test_values(text, expected):

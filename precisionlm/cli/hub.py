@@ -116,7 +116,7 @@ def _import(args: argparse.Namespace) -> int:
 
     whole = {"tokens": args.tokens, "batch-tokens": args.batch_tokens}
     for name, value in whole.items():
-        if value is not None and (value < 1 or value != int(value)):
+        if value is not None and not (value >= 1 and value.is_integer()):
             raise UserError(f"--{name} {value:g}: must be a whole number of tokens")
     given = Stated(
         None if args.tokens is None else int(args.tokens),

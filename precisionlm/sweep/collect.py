@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from precisionlm.columns import COLUMNS, NAMES
+from precisionlm.columns import COLUMNS
 from precisionlm.errors import UserError
 from precisionlm.storage.evaluation import Evaluation
 from precisionlm.storage.result import Result
@@ -20,8 +20,9 @@ T = TypeVar("T")
 
 SETTINGS = ("evaluation", "eval_recipe", "eval_execution", "val_tokens")
 _TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+_BITS = {"int": 63, "float": 1023}  # of a whole number that a column of the type holds
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a cell begins with that spreadsheets compute
-DTYPES = {"str": "string", "int": "Int64", "float": "float64", "bool": "boolean"}
+DTYPES: dict[str, Any] = {"str": "string", "int": "Int64", "float": "float64", "bool": "boolean"}
 
 
 def collect(root: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -61,8 +62,10 @@ def collect(root: Path) -> tuple[pd.DataFrame, list[str]]:
             measured.append(Measured(row, readable(Evaluation.read, directory, name) if name else None))
     if not measured:
         raise UserError(f"{root} holds no finished run (no result.json below it)")
-    table = pd.DataFrame([{name: row.get(name) for name in NAMES} for row in with_differences(measured)])
-    return table.astype({column.name: DTYPES[column.dtype] for column in COLUMNS}), unfinished
+    found = with_differences(measured)
+    # Each column has its type from the start: whole numbers beside missing ones would be floats on the way.
+    typed = {c.name: pd.Series([row.get(c.name) for row in found], dtype=DTYPES[c.dtype]) for c in COLUMNS}
+    return pd.DataFrame(typed), unfinished
 
 
 def _run_directories(root: Path) -> list[RunDirectory]:
@@ -112,7 +115,10 @@ def _check_named(evaluation: dict[str, Any], where: str) -> None:
 def _check_types(row: dict[str, Any], where: str) -> None:
     for column in COLUMNS:
         value = row.get(column.name)
-        if value is not None and type(value) not in _TYPES[column.dtype]:
+        if value is None:
+            continue
+        too_large = type(value) is int and value.bit_length() > _BITS.get(column.dtype, 0)
+        if too_large or type(value) not in _TYPES[column.dtype]:
             raise UserError(f"{where}: {column.name} is {str(value)[:40]!r}, no {column.dtype}; restore or remove it")
 
 

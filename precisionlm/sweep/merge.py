@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from precisionlm.analysis.table.files import is_table, located, read
@@ -31,8 +32,9 @@ def rows_of(source: str) -> tuple[pd.DataFrame, list[str]]:
     found = found.reindex(columns=list(NAMES))
     for column in COLUMNS:
         try:
-            found = found.astype({column.name: DTYPES[column.dtype]})
-        except (TypeError, ValueError) as problem:
+            with np.errstate(invalid="raise"):  # of a float that is no whole number of 64 bits
+                found = found.astype({column.name: DTYPES[column.dtype]})
+        except (TypeError, ValueError, ArithmeticError) as problem:
             raise UserError(f"{source}: column {column.name} holds what is no {column.dtype}") from problem
     return found, []
 

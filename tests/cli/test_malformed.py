@@ -119,6 +119,8 @@ def test_grids(here, capsys, grid, line):
         (["sweep", "run.yaml", "--out", "o", "--pack", "²"], "unknown key"),
         (["ptq", "runs", "--steps", "\u0663"], "--steps \u0663"),
         (["train", "no\0where", "--out", "o"], "cannot be read: embedded null byte"),
+        (["import", ".", "--data", "d", "--tokens", "inf"], "--tokens inf: must be a whole number of tokens"),
+        (["import", ".", "--data", "d", "--batch-tokens", "nan"], "--batch-tokens nan: must be a whole number"),
         (["nope"], "invalid choice: 'nope'"),
         (["train", "run.yaml"], "train: the following arguments are required: --out"),
         (["precision", "explain", "W4", "--plot", "run.yaml/x.png"], "cannot be written"),

@@ -16,6 +16,7 @@ from precisionlm.errors import PreemptedError
 from precisionlm.storage.run_directory import read_metrics
 from precisionlm.training.execute import train
 
+from ..compiled_fast import COMPILED_FAST
 from ..conftest import StopAt, tiny_tree
 from .test_processes import ends, start_pair
 
@@ -39,7 +40,7 @@ def config(tree, tmp_path):
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     return os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {COMPILED_FAST}",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

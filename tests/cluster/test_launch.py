@@ -18,6 +18,7 @@ import yaml
 from precisionlm.cli.main import build_parser
 from precisionlm.storage.run_directory import read_metrics
 
+from ..compiled_fast import COMPILED_FAST
 from ..conftest import tiny_tree
 from .test_processes import ends, start_pair
 
@@ -42,7 +43,7 @@ def environment(tmp_path_factory):
     return os.environ | {
         "PRECISIONLM": f"{sys.executable} -m precisionlm",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(LAUNCH.parent), os.environ.get("PYTHONPATH")])),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {COMPILED_FAST}",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -22,6 +22,7 @@ from .pages import ROOT
 
 SMALLER = {
     "data prepare": "--out data/other",
+    "doctor": "--no-self-test",  # which tests/doctor runs
     "generate": "--tokens 2",
     "bench data": "--megabytes 12 --rounds 1 --vocab-size 300",
     "bench loader": "--sequence-length 32 --batch-size 8 --batches 2",

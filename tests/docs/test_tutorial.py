@@ -11,6 +11,7 @@ import pytest
 
 from precisionlm.sweep.grid import read_sweep
 
+from ..compiled_fast import COMPILED_FAST
 from .pages import ROOT, fenced
 
 PAGE = (ROOT / "docs/tutorial.md").read_text()
@@ -55,7 +56,7 @@ def test_its_commands_run_in_order(tmp_path):
         "PATH": f"{program.parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": COMPILED_FAST,
     }
     for block in typed(page):
         done = subprocess.run(

@@ -16,6 +16,8 @@ from precisionlm.precision.recipe import parse_recipe
 from precisionlm.precision.scales import scale_of
 from precisionlm.precision.scaling import Scaling
 
+from ..compiled_fast import OLDER_EMITTERS
+
 qwix = pytest.importorskip("qwix", reason="parity with Qwix needs qwix, of the dev extra")
 gfloat = pytest.importorskip("gfloat", reason="parity with OCP MX needs gfloat, of the dev extra")
 ocp = pytest.importorskip("gfloat.formats", reason="parity with OCP MX needs gfloat, of the dev extra")
@@ -49,6 +51,18 @@ def samples() -> dict[str, np.ndarray]:
 
 
 SAMPLES = samples()
+
+
+@pytest.fixture(scope="module", autouse=OLDER_EMITTERS)
+def converted_once():
+    """Qwix's conversions by the emitters that commands use. The older ones, by which all tests compile, round to FP4
+    twice, by way of float16; nothing else is rounded so, and the package has no FP4 arrays."""
+    from qwix._src.core import numerics
+
+    once = jax.jit(numerics.convert_to, static_argnums=(1, 2), compiler_options={"xla_cpu_use_fusion_emitters": True})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numerics, "convert_to", once)
+        yield
 
 
 def assert_bitwise(ours, theirs):

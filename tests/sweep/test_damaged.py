@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from precisionlm.cli.main import main
+from precisionlm.sweep.collect import collect
 
 from ..fuzz.world import make
 
@@ -48,6 +49,25 @@ def test_a_copied_run_and_a_row_that_is_none(runs, capsys):
     for words in VERBS:
         assert main(words) == 0
         assert "copy: a copy of run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("key", "value"), [("val_tokens", 2**63), ("val_tokens", 10**25), ("val_loss", 10**400)])
+def test_a_number_that_no_column_holds(runs, capsys, key, value):
+    path = runs[0] / "ptq" / "rtn-int4.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    assert main(["table", "runs", "-o", "t.csv", "--json"]) == 0
+    (line,) = json.loads(capsys.readouterr().out)["unfinished"]
+    assert f"rtn-int4.json: {key} is '{str(value)[:19]}" in line
+
+
+def test_whole_numbers_beside_missing_ones_keep_every_digit(runs):
+    path = runs[0] / "ptq" / "rtn-int4.json"
+    found = json.loads(path.read_text()) | {"val_tokens": 2**60 + 1, "flops": 10**21}
+    path.write_text(json.dumps(found))
+    (runs[1] / "ptq" / "rtn-int4.json").write_text(json.dumps(found | {"val_tokens": None}))
+    table, _ = collect(runs[0].parent)
+    assert 2**60 + 1 in table["val_tokens"].dropna().tolist() and table["val_tokens"].isna().sum() == 1
+    assert table["flops"].dropna().tolist() == [1e21, 1e21]
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ def test_run_directories_and_tables(tokens_folder, tmp_path, monkeypatch, capsys
         ("N,D,loss\n1e6,1e9,3.2\n", "every row of a table of runs has its run_id"),
         ("run_id,evaluation,loss\nabc,trained,3.2\n", "column loss is none of a table of runs"),
         ("run_id,evaluation,N_params\nabc,trained,many\n", "column N_params holds what is no int"),
+        ("run_id,evaluation,N_params\nabc,trained,inf\n", "column N_params holds what is no int"),
+        ("run_id,evaluation,N_params\nabc,trained,1e40\n", "column N_params holds what is no int"),
     ],
 )
 def test_a_table_of_something_else(study, capsys, content, said):

@@ -21,10 +21,11 @@ from precisionlm.sweep.rows import plan
 from precisionlm.sweep.scheduler import Options
 from precisionlm.sweep.workers import work
 
+from ..compiled_fast import COMPILED_FAST
 from ..conftest import tiny_tree
 
 ALONE = Options(pack=1)
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": COMPILED_FAST, "JAX_PLATFORMS": "cpu"}
 
 
 def never():

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from precisionlm.columns import COLUMNS
@@ -25,8 +26,9 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
     found = {}
     for column in (c for c in COLUMNS if c.name in frame.columns):
         try:
-            found[column.name] = frame[column.name].astype(_TYPES[column.dtype])
-        except (TypeError, ValueError, OverflowError):  # the last: no whole number is infinite
+            with np.errstate(invalid="raise"):  # else NumPy warns of a float beyond 64 bits, and makes a number of it
+                found[column.name] = frame[column.name].astype(_TYPES[column.dtype])
+        except (TypeError, ValueError, ArithmeticError):  # the last: no whole number is infinite, nor of 100 bits
             continue
     return frame.assign(**found)
 

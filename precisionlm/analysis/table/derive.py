@@ -107,7 +107,8 @@ def weight_error(frame: pd.DataFrame, names: Mapping[str, str]) -> np.ndarray:
         exponent = np.zeros(len(frame))
     exponent = np.where(np.isnan(exponent) & (bits >= HIGH), 0.0, exponent)
     mantissa = np.where(np.isnan(mantissa), np.where(exponent == 0, 0.0, bits - 1 - exponent), mantissa)
-    known = (bits > 0) & np.isfinite(exponent) & np.isfinite(mantissa)
+    whole = np.isfinite(exponent + mantissa) & (exponent == np.rint(exponent)) & (mantissa == np.rint(mantissa))
+    known = (bits > 0) & ((exponent == 0) | (whole & (exponent > 0) & (mantissa >= 0)))
     keys, back = np.unique(np.stack([bits, exponent, mantissa], 1)[known], axis=0, return_inverse=True)
     errors = unknown.copy()
     errors[known] = np.array([gaussian_error(*map(float, key)) for key in keys])[back.reshape(-1)] if len(keys) else 0.0

@@ -13,12 +13,14 @@ def gaussian_error(bits: float, exponent: float = 0.0, mantissa: float = 0.0) ->
     """Relative mean squared error of a format on a unit Gaussian at its best scale.
 
     A float of `exponent` and `mantissa` bits with subnormals and no special codes; without exponent bits a symmetric
-    integer of `bits` bits (any real number from 1.5, through its number of levels).
+    integer of `bits` bits (any real number from 1.5, through its number of levels). Beyond 6 exponent bits, whose
+    range no Gaussian needs, and 2^15 values of a sign or of a power of two, the error is that of as many.
     """
     if exponent == 0:
-        half = max(1.0, np.floor((2.0**bits - 2) / 2))
+        half = max(1.0, np.floor((2.0 ** min(bits, 17.0) - 2) / 2))
         positive = np.arange(0, min(half, 2.0**15) + 1)
     else:
+        exponent, mantissa = min(exponent, 6.0), min(mantissa, 15.0)
         codes = np.arange(2 ** int(exponent + mantissa))
         power, fraction = codes >> int(mantissa), codes & (2 ** int(mantissa) - 1)
         unit = fraction / 2.0 ** int(mantissa)

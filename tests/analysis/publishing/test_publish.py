@@ -58,6 +58,11 @@ def test_a_column_that_holds_something_else_stays_as_it_is():
     assert str(found["N_params"].dtype) == "Int64" and found["schema"].tolist() == [1.5, 2.0]
 
 
+@pytest.mark.parametrize("value", [1e30, -np.inf, 2.0**63])
+def test_what_64_bits_do_not_hold_stays_as_it_is(value):
+    assert typed(pd.DataFrame({"seed": [1.0, value]}))["seed"].tolist() == [1.0, value]  # a warning would be an error
+
+
 def test_croissant_describes_files_and_every_column(table, tmp_path):
     publish(ready(table), tmp_path / "out", STATED)
     found = json.loads((tmp_path / "out" / "croissant.json").read_text())

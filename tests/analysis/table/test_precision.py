@@ -6,6 +6,7 @@ import pytest
 
 from precisionlm.analysis import laws
 from precisionlm.analysis.fitting.analyze import select
+from precisionlm.analysis.table.formats import gaussian_error
 from precisionlm.analysis.table.precision import after_training, quantized
 from precisionlm.analysis.table.read import prepare
 from precisionlm.errors import UserError
@@ -78,6 +79,14 @@ def test_missing_passes_and_exponents_are_excluded():
     error = prepare(laws.get("gaussian_mse"), named)
     assert error.excluded == {"w_gmse is missing": 2}
     assert error.columns["gmse"][0] == error.columns["gmse"][3] != error.columns["gmse"][1] == error.columns["gmse"][2]
+
+
+def test_formats_of_any_width_have_an_error_at_once():
+    exponent, mantissa = [8.0, 1e30, -3.0, 2.5, 2.0, np.inf], [23.0, 3.0, 1.0, 1.0, -5.0, 1.0]
+    wide = prepare(laws.get("gaussian_mse"), runs(6, w_bits=32.0, w_exponent=exponent, w_mantissa=mantissa))
+    assert wide.rows.tolist() == [0, 1] and wide.excluded == {"w_gmse is missing": 4}
+    assert gaussian_error(16, 8, 7) == gaussian_error(16, 6, 7) and gaussian_error(2000) == gaussian_error(17)
+    assert gaussian_error(32, 8, 23) < 1e-9 < gaussian_error(16, 8, 7)
 
 
 def test_empty_post_training_bits_mean_none_only_where_nothing_says_otherwise():
