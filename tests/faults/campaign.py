@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..compiled_fast import COMPILED_FAST
 from .jobs import Job, jobs, leftovers, record
 from .judge import problem_of
 from .ledger import Ledger
@@ -281,5 +282,5 @@ def planned(of: dict[str, Job], faults: int, seed: int) -> list[tuple[str, list[
 def environment() -> None:
     """What must be set before JAX is imported."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = COMPILED_FAST
     os.environ.pop("PRECISIONLM_DEBUG", None)
