@@ -95,7 +95,8 @@ def test_recipes_of_sites_and_layers(make_run, tmp_path, tokens_folder):
 def test_scales_of_every_kind(make_run, tmp_path, tokens_folder, recipe):
     folder = make_run(recipe if recipe != "nvfp4" else "W=nvfp4", layers=1)
     _, imported, _ = there_and_back(folder, tmp_path, tokens_folder, Asked())
-    assert loss_of(folder) == pytest.approx(loss_of(imported), abs=1e-6 if recipe == "nvfp4" else 0)
+    # Scales that are products have a last bit that depends on what else is compiled with them.
+    assert loss_of(folder) == pytest.approx(loss_of(imported), abs=1e-6 if recipe in ("nvfp4", "W4-mse") else 0)
 
 
 @pytest.mark.parametrize("method", ["gptq", *(pytest.param(m, marks=pytest.mark.long) for m in ("awq+qep", "rtn+mse"))])
