@@ -16,7 +16,9 @@ were collected before, become one; of a row that more than one has, the last one
 def add_table(verbs: Any) -> None:
     """Register table."""
     table = add_verb(verbs, "table", _table, _HELP, "precisionlm table runs -o runs.parquet")
-    table.add_argument("runs", nargs="*", metavar="RUNS", help="folder of run directories, or a table of them")
+    table.add_argument(
+        "runs", nargs="*", default=(), metavar="RUNS", help="folder of run directories, or a table of them"
+    )
     table.add_argument("-o", "--output", type=Path, default=Path("runs.parquet"), help="table to write")
     table.add_argument("--columns", action="store_true", help="print what every column means, and its unit")
     table.add_argument("--json", action="store_true", help="print counts as JSON")

@@ -51,7 +51,8 @@ def test_what_is_asked_is_what_the_package_asks():
     assert PROJECT["requires-python"] == f">={least}"
     dots = [".".join(map(str, of)) for of in packages.JAX]
     assert f"jax>={dots[0]},<{dots[1]}" in PROJECT["dependencies"]
-    assert [f"jax[cuda13]>={'.'.join(map(str, packages.CUDA_JAX))}"] == PROJECT["optional-dependencies"]["cuda"]
+    newest = f"jax[cuda13]>={'.'.join(map(str, packages.CUDA_JAX))}; python_version >= '3.12'"
+    assert PROJECT["optional-dependencies"]["cuda"] == [newest, "jax[cuda13]; python_version < '3.12'"]
     others = {"cuda", "tpu", "dev", "docs"}
     asked = {
         name: tuple(re.split("[=<>]", one)[0] for one in those)
