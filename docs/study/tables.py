@@ -150,7 +150,10 @@ def per_bit(runs: pd.DataFrame) -> Iterable[str]:
     yield row("scales, D", *(f"{b} bits" for b in widths), "most per bit at", head=True)
     for told, share in shares(runs).items():
         each = share / share.index.to_numpy(float)
-        yield row(told, *(f"{share[b]:.2f}" if b in share else "" for b in widths), f"{each.idxmax():g} bits")
+        # No share exceeds 1, so that a width not run, beyond the widest, can buy more only up to 1 over that much.
+        open_ = [b for b in range(int(share.index.max()) + 1, 17) if 1 / b > each.max()]
+        most = f"{each.idxmax():g} bits" + "".join(f", or {b}, not run" for b in open_)
+        yield row(told, *(f"{share[b]:.2f}" if b in share else "" for b in widths), most)
 
 
 def after(runs: pd.DataFrame) -> Iterable[str]:
