@@ -68,10 +68,15 @@ def add_tools(verbs: Any) -> None:
         "scaling",
         _bench_scaling,
         "Time the training step over 1, 2, 4, … of this machine's devices, in turns.",
-        "precisionlm bench scaling --size 1.2B --recipe W8A8",
+        "precisionlm bench scaling --size 1.2B --mesh fsdp,replica --reduce-dtype bfloat16,float32",
     )
     scaling.add_argument("--size", default="85M", help="tiny, 3M, 85M, 1.2B or wide (4096)")
     scaling.add_argument("--recipe", default="bf16", help="recipe of the model")
+    scaling.add_argument("--mesh", default="fsdp", help="axes that the devices are along: fsdp, replica or both")
+    scaling.add_argument(
+        "--reduce-dtype", default="bfloat16", help="what devices add up gradients in: bfloat16, float32 or both"
+    )
+    scaling.add_argument("--rounds", type=int, default=5, help="turns of eight steps for every row")
     scaling.add_argument("--json", action="store_true", help="print the rows as JSON")
 
     training = add_verb(
@@ -192,7 +197,9 @@ def _bench_precision(args: argparse.Namespace) -> int:
 def _bench_scaling(args: argparse.Namespace) -> int:
     from precisionlm.bench.scaling import as_table, bench_scaling
 
-    rows = bench_scaling(args.size, args.recipe, partial(print, file=sys.stderr, flush=True))
+    check_counts(args, rounds=(1, 1000))
+    axes, dtypes = args.mesh.split(","), args.reduce_dtype.split(",")
+    rows = bench_scaling(args.size, args.recipe, axes, dtypes, args.rounds, partial(print, file=sys.stderr, flush=True))
     print(dumps(rows) if args.json else as_table(rows))
     return DONE
 

@@ -56,7 +56,7 @@ def add_verb(
     `--section.key value` beyond its own arguments."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
-        help=text.split(". ")[0].rstrip("."),
+        help=text.split(". ")[0].rstrip(".").replace("%", "%%"),  # argparse formats help, and no description
         description=f"{text}\n\nexample:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -71,15 +71,25 @@ def test_batches_are_others_for_every_turn_and_variant():
 
 
 def test_scaling_repeats_no_batch(monkeypatch):
-    monkeypatch.setattr(scaling, "_ROUNDS", 2)
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    (row,) = scaling.bench_scaling("tiny", "bf16", lambda text: None)
-    assert row["devices"] == 1 and row["speedup"] == 1.0 and row["tokens_per_second"] > 0
-    assert row["error"] == "" and row["loss"] > ENTROPY - 0.05
-    assert scaling.as_table([row | {"error": learned(0.1, 512)}]).endswith("tokens were seen before")
+    say = []
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    rows = scaling.bench_scaling("tiny", "bf16", ["fsdp", "replica"], ["bfloat16", "float32"], 2, say.append)
+    lanes = [(r["devices"], r["mesh"], r["reduce_dtype"]) for r in rows]
+    assert lanes[0] == (1, "", "") and len(set(lanes)) == len(lanes) == len(say)
+    assert {lane[1:] for lane in lanes if lane[0] == 2} == {
+        (axis, dtype) for axis in ("fsdp", "replica") for dtype in ("bfloat16", "float32")
+    }
+    for row in rows:
+        assert row["low"] <= row["speedup"] <= row["high"] and row["tokens_per_second"] > 0
+        assert row["error"] == "" and row["loss"] > ENTROPY - 0.05
+    assert rows[0]["speedup"] == rows[0]["low"] == rows[0]["high"] == 1.0
+    assert scaling.as_table([rows[0] | {"error": learned(0.1, 512)}]).endswith("tokens were seen before")
+    with pytest.raises(UserError, match=r"--mesh fsd: .*fsdp"):
+        scaling.bench_scaling("tiny", "bf16", ["fsd"], ["bfloat16"], 1, say.append)
+    with pytest.raises(UserError, match=r"--reduce-dtype bf16: .*bfloat16"):
+        scaling.bench_scaling("tiny", "bf16", ["fsdp"], ["bf16"], 1, say.append)
 
 
-@pytest.mark.long
 def test_table_has_every_recipe_in_both_passes():
     rows = bench_precision(["tiny"], ["W8A8"], lambda text: None, rounds=2)
     assert [(row["recipe"], row["pass"]) for row in rows] == [

@@ -1,5 +1,6 @@
 """The command line as a user types it: the whole pipeline, exit codes, and one-line errors."""
 
+import argparse
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from precisionlm.cli.main import main
+from precisionlm.cli.main import build_parser, main
 from precisionlm.columns import NAMES
 
 from ..conftest import tiny_tree
@@ -208,6 +209,22 @@ def test_every_verb_has_help_with_an_example(capsys):
         assert ("--dry-run" in text) == (verb not in ("table", "score"))  # all others spend time
     assert main(["table", "--columns"]) == 0
     assert "N_params (int)" in capsys.readouterr().out
+
+
+def parsers(parser, *words):
+    """Every parser of the command line, with the words that lead to it."""
+    yield words
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, below in action.choices.items():
+                yield from parsers(below, *words, word)
+
+
+@pytest.mark.parametrize("words", list(parsers(build_parser())), ids=" ".join)
+def test_every_help_can_be_printed(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--help"])
+    assert stop.value.code == 0 and "usage: " + " ".join(("precisionlm", *words)) in capsys.readouterr().out
 
 
 @pytest.mark.long

@@ -73,6 +73,17 @@ def test_native_products_are_compiled_without_trials_of_triton_kernels_on_gpus(t
         assert prepare_run(build(tree, "test"), ONE).program.compiler_options == options
 
 
+@pytest.mark.parametrize("sizes", [{"fsdp": 2}, {"fsdp": 1, "replica": 2}])
+def test_under_fsdp_gpus_gather_and_scatter_256_mib_at_once(tokens_folder, monkeypatch, sizes):
+    monkeypatch.setattr(Program, "platform", "gpu")
+    tree = tiny_tree(tokens_folder)
+    tree["mesh"] = sizes
+    joined = {f"xla_gpu_{kind}_combine_threshold_bytes": 2**28 for kind in ("all_gather", "reduce_scatter")}
+    options = prepare_run(build(tree, "test"), jax.devices()[:2]).program.compiler_options
+    assert options == (joined if sizes["fsdp"] > 1 else {})
+    jax.jit(jax.numpy.sin, compiler_options=options)(1.0)  # this version of XLA knows them
+
+
 def test_arms_are_paired(tokens_folder):
     runs = [prepare_run(at(tokens_folder, recipe), ONE) for recipe in ("bf16", "W3A8", "mxfp4")]
     states = [initial_state(run.program, 0, run.grids) for run in runs]
