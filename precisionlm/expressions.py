@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,14 +35,20 @@ _COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
 _ALLOWED = "allowed are columns, numbers, 'text', comparisons, and/or/not, in [..], is missing, + - * / **"
 
 
-def evaluate(text: str, columns: Mapping[str, Any], source: str = "expression") -> np.ndarray:
+def evaluate(
+    text: str,
+    columns: Mapping[str, Any],
+    source: str = "expression",
+    spelled: Mapping[str, Callable[[str], str]] = MappingProxyType({}),
+) -> np.ndarray:
     """The value of an expression for every row: bool, number or text.
 
-    columns: name -> (rows,) array of numbers, booleans or text. The result is (rows,), or a scalar array () where the
-    expression names no column. Raises UserError, beginning with `source`, for what is no expression of this language,
-    an unknown column, or operands that do not fit together.
+    columns: name -> (rows,) array of numbers, booleans or text. spelled: how a text is spelled in these columns; one
+    that is compared with them equals what it says there too, however it was written. The result is (rows,), or a scalar
+    array () where the expression names no column. Raises UserError, beginning with `source`, for what is no expression
+    of this language, an unknown column, operands that do not fit together, or a text that `spelled` refuses.
     """
-    return _Evaluation(text, columns, source).value()
+    return _Evaluation(text, columns, source, spelled).value()
 
 
 def truth(values: np.ndarray) -> np.ndarray | None:
@@ -90,8 +97,10 @@ def _plain(name: str) -> bool:
 class _Evaluation:
     """One walk over the tree of one expression."""
 
-    def __init__(self, text: str, columns: Mapping[str, Any], source: str) -> None:
-        self.text, self.columns, self.source = text, columns, source
+    def __init__(
+        self, text: str, columns: Mapping[str, Any], source: str, spelled: Mapping[str, Callable[[str], str]]
+    ) -> None:
+        self.text, self.columns, self.source, self.spelled = text, columns, source, spelled
         self.quoted: dict[str, str] = {}  # placeholder -> the name that stood in backticks
 
     def wrong(self, what: str) -> UserError:
@@ -204,6 +213,28 @@ class _Evaluation:
             left = right
 
     def compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> np.ndarray:
+        """One comparison. A text is equal to a column's where it is so as it stands, or in the column's spelling."""
+        found = self.compared(left, op, right)
+        other = self.respelled(left, right), self.respelled(right, left)
+        if any(other) and isinstance(op, ast.Eq | ast.NotEq):
+            again = self.compared(other[1] or left, op, other[0] or right)
+            return found | again if isinstance(op, ast.Eq) else found & again
+        return found
+
+    def respelled(self, column: ast.expr, text: ast.expr) -> ast.expr | None:
+        """The text in the column's spelling; None if there is none, or if it is written so."""
+        match column, text:
+            case ast.Name(id=name), ast.Constant(value=str(value)):
+                if (spell := self.spelled.get(self.quoted.get(name, name))) is None:
+                    return None
+                try:
+                    said = spell(value)
+                except UserError as problem:
+                    raise self.wrong(str(problem)) from problem
+                return ast.Constant(said) if said != value else None
+        return None
+
+    def compared(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> np.ndarray:
         a, b = np.asarray(self.walk(left)), np.asarray(self.walk(right))
         numeric = [x.dtype.kind in "biuf" for x in (a, b)]
         known = ~missing(a) & ~missing(b)

@@ -57,6 +57,23 @@ def test_values(text, expected):
     assert found is not None and found.tolist() == [bool(x) for x in expected]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("recipe == 'w4a4'", [0, 1, 0, 0]),
+        ("recipe == 'W4A4'", [0, 1, 0, 0]),
+        ("'w4a4' == recipe", [0, 1, 0, 0]),
+        ("recipe != 'w4a4'", [1, 0, 1, 1]),
+        ("recipe in ['w4a4', 'none']", [1, 1, 0, 0]),
+        ("recipe not in ['w4a4', 'none']", [0, 0, 1, 1]),
+        ('recipe == "it\'s"', [0, 0, 0, 1]),
+    ],
+)
+def test_a_text_may_be_spelled_otherwise_than_in_its_column(text, expected):
+    spelled = {"recipe": lambda said: {"w4a4": "W4A4", "none": "bf16"}.get(said, said)}
+    assert evaluate(text, COLUMNS, "where", spelled).tolist() == [bool(x) for x in expected]
+
+
 def test_arithmetic_is_that_of_floats():
     np.testing.assert_allclose(evaluate("2 * bits + 1", COLUMNS), [9, np.nan, 17, 33])
     np.testing.assert_allclose(evaluate("N / (seed * 0)", COLUMNS), np.inf)

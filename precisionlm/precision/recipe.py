@@ -145,6 +145,14 @@ def parse_recipe(text: str) -> Recipe:
     return Recipe(tuple(_parse_rule(part, text, first=i == 0) for i, part in enumerate(parts)))
 
 
+def canonical(text: str) -> str:
+    """A recipe in its canonical spelling; what is no recipe as it is."""
+    try:
+        return str(parse_recipe(text))
+    except UserError:
+        return text
+
+
 def _parse_rule(part: str, text: str, first: bool) -> Rule:
     scope, colon, body = part.rpartition(":")
     if not first and not colon:

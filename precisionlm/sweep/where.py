@@ -13,12 +13,16 @@ from precisionlm.precision.describe import precision_columns
 from precisionlm.precision.recipe import parse_recipe
 from precisionlm.training.step import bound
 
+_SPELLED = dict.fromkeys(
+    ("recipe", "precision.recipe"), lambda text: str(parse_recipe(text))
+)  # no typo selects nothing
+
 
 def meant(experiment: Experiment, expressions: tuple[str, ...], source: str) -> bool:
     """Whether all expressions hold for an experiment. Raises UserError that begins with `source`."""
     names = Names(experiment)
     for text in expressions:
-        holds = truth(evaluate(text, names, source))
+        holds = truth(evaluate(text, names, source, _SPELLED))
         if holds is None:
             raise UserError(f"{source} '{text}': is no true or false; such as D/N < 500")
         if not holds:

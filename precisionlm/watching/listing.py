@@ -12,6 +12,7 @@ import numpy as np
 from precisionlm.config import load
 from precisionlm.errors import UserError, nearest
 from precisionlm.expressions import evaluate, truth
+from precisionlm.precision.recipe import canonical
 from precisionlm.storage.failure import read_failure
 from precisionlm.storage.result import Result
 from precisionlm.storage.run_directory import RunDirectory, last_metrics
@@ -74,7 +75,7 @@ def those(runs: Sequence[Listed], where: str | None) -> list[Listed]:
     columns: dict[str, Any] = {name: np.array([getattr(one, name) for one in runs], float) for name in _NUMBERS}
     columns |= {name: np.array([getattr(one, name) for one in runs], object) for name in _TEXTS}
     columns |= {usual: columns[name] for usual, name in _USUAL.items()}
-    holds = truth(evaluate(where, columns, "--where"))
+    holds = truth(evaluate(where, columns, "--where", {"recipe": canonical}))
     if holds is None:
         raise UserError(f"--where '{where}': is no true or false; such as loss < 3.2 and recipe == 'W4A8'")
     return [one for one, kept in zip(runs, np.broadcast_to(holds, len(runs)), strict=True) if kept]

@@ -67,6 +67,8 @@ def test_the_experiment_can_be_a_file_and_overrides_win(tmp_path):
         ({"where": "D / M < 3"}, "no column 'M'"),
         ({"where": "model.width > 3"}, "is written in backticks: `model.width`"),
         ({"where": "N"}, "is no true or false"),
+        ({"where": "recipe == 'W4X3'"}, "where 'recipe == 'W4X3'': recipe 'W4X3':"),
+        ({"where": "`precision.recipe` in ['bf16', 'W4A']"}, "recipe 'W4A':"),
         ({"where": ["N > 1", "D > 1e30"]}, "where: none of the 1 rows is left"),
         ({"lr": {}}, "lr: give one rule: mup or law"),
         ({"lr": 3e-3}, "lr = 0.003: must be a section with keys of mup, law"),
@@ -134,6 +136,20 @@ def test_where_leaves_the_rows_that_are_meant(tmp_path):
     assert left("`model.layers` in [1, 4] and steps > 100") == {p for p in every if p[0] != 2 and p[1] > 1e5}
     assert left("`training.weights_from` is missing") == every
     assert left("steps * batch_tokens == D_tokens and N == N_params") == every
+
+
+def test_where_reads_recipes_as_the_grid_does(tmp_path):
+    written = ["int4full-g32", "W=int4full/g64,A=int12/g64", "A4W4", "W4A4@down:bf16"]
+    grid = {"precision.recipe": written}
+    points = points_of(tmp_path, grid=grid)
+    assert len({p.precision.recipe for p in points}) == 4 and points[0].precision.recipe != written[0]
+    for name in ("recipe", "`precision.recipe`"):
+        for text, point in zip(written, points, strict=True):
+            for spelled in (text, point.precision.recipe):
+                assert points_of(tmp_path, grid=grid, where=f'{name} == "{spelled}"') == [point]
+        both = '["int4full-g32", "A4W4"]'
+        assert points_of(tmp_path, grid=grid, where=f"{name} in {both}") == [points[0], points[2]]
+        assert points_of(tmp_path, grid=grid, where=f"{name} not in {both}") == [points[1], points[3]]
 
 
 def test_the_expressions_n_is_the_tables(experiment):

@@ -106,6 +106,9 @@ def test_some_of_them_in_an_order(runs, capsys):
     assert listed("--where", "recipe == 'W4A8' and D / N_params < 1 and step is not missing", "--sort", "step") == [
         6, 9, 5, 1,
     ]  # fmt: skip
+    assert listed("--where", "recipe == 'A8W4'", "--sort", "step") == listed(
+        "--where", "recipe == 'W4A8'", "--sort", "step"
+    )
     assert listed("--sort", "loss")[-4:] == [3, 6, 7, 8]  # without a loss, at the end
     assert listed("--where", "loss < 0") == []
     for options, said in (

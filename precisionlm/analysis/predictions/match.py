@@ -12,6 +12,7 @@ from precisionlm.analysis.table.cells import as_numbers, texts
 from precisionlm.analysis.table.derive import intermediate
 from precisionlm.analysis.table.precision import after_training
 from precisionlm.analysis.table.read import on_fewer_tokens
+from precisionlm.analysis.table.symbols import SPELLED
 from precisionlm.errors import UserError, nearest
 
 _CLOSE = 1e-6  # of numbers that went through text
@@ -101,15 +102,17 @@ class Runs:
             self._columns[name] = numeric
         column = self._columns[name]
         if column.dtype == object:
-            return np.asarray(column == texts(pd.DataFrame({name: [value]}), name)[0])
+            wanted = texts(pd.DataFrame({name: [value]}), name)[0]
+            spelled = SPELLED[name](str(wanted)) if name in SPELLED else wanted
+            return np.asarray((column == wanted) | (column == spelled))
         try:
-            wanted = float(value)
+            number = float(value)
         except ValueError:
             return np.zeros(len(column), bool)
         if name == "D_tokens" and "batch_tokens" in self.frame.columns:
             half = self.frame["batch_tokens"].to_numpy(float, na_value=np.nan) / 2
-            return np.abs(column - wanted) <= np.fmax(half, _CLOSE * abs(wanted))
-        return np.isclose(column, wanted, rtol=_CLOSE, atol=0.0)
+            return np.abs(column - number) <= np.fmax(half, _CLOSE * abs(number))
+        return np.isclose(column, number, rtol=_CLOSE, atol=0.0)
 
     def _apart(self, rows: list[int]) -> str:
         differ = [c for c in _APART if c in self.frame.columns and len(set(texts(self.frame, c)[rows])) > 1]

@@ -13,7 +13,7 @@ from precisionlm.analysis.table.derive import intermediate, paired_gaps
 from precisionlm.analysis.table.exclusions import Exclusions
 from precisionlm.analysis.table.files import is_table, read
 from precisionlm.analysis.table.precision import after_training, mixture, scale_elements
-from precisionlm.analysis.table.symbols import name_it, resolve
+from precisionlm.analysis.table.symbols import SPELLED, name_it, resolve
 from precisionlm.errors import UserError
 from precisionlm.expressions import evaluate, truth
 
@@ -68,7 +68,7 @@ class Table:
 def where_mask(frame: pd.DataFrame, where: str) -> np.ndarray:
     """(rows,) bool: where a boolean column, or an expression over columns such as `w_bits >= 4`, is true."""
     columns = Columns(frame)
-    values = columns[where] if where in columns else evaluate(where, columns, "--where")
+    values = columns[where] if where in columns else evaluate(where, columns, "--where", SPELLED)
     mask = truth(values)
     if mask is None:
         raise UserError(f"--where '{where}' gives no true or false per row")

@@ -10,6 +10,10 @@ from precisionlm.analysis.table.cells import Columns
 from precisionlm.analysis.table.derive import loss_column
 from precisionlm.errors import UserError, nearest
 from precisionlm.expressions import evaluate
+from precisionlm.precision.recipe import canonical
+
+SPELLED = dict.fromkeys(("recipe", "eval_recipe"), canonical)
+"""Columns whose texts have a canonical spelling: an expression may write them as a configuration does."""
 
 
 def column_of(symbol: Symbol, frame: pd.DataFrame, columns: Mapping[str, str]) -> str:
@@ -37,7 +41,7 @@ def computed(
             raise UserError(f"--columns: law {law.name} has no symbol '{name}'; {nearest(name, symbols_of(law))}")
         found[name] = text[1:-1] if text[1:-1] in frame.columns and text == f"`{text[1:-1]}`" else text
         if found[name] not in frame.columns:
-            values = evaluate(text, Columns(frame), f"--columns {name}=")
+            values = evaluate(text, Columns(frame), f"--columns {name}=", SPELLED)
             frame = frame.assign(**{text: np.broadcast_to(values, (len(frame),))})
     return frame, found
 

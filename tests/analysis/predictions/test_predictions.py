@@ -81,6 +81,12 @@ def test_what_is_missing_ambiguous_or_failed_is_named_and_not_scored():
     assert (group.scored, group.missing, group.failed, group.ambiguous) == (27, 1, 1, 1)
 
 
+def test_a_recipe_is_found_however_it_is_spelled():
+    frame = runs().assign(recipe=["W=int4full,A=int4full-g32"] * 15 + ["W4A4"] * 15)
+    for spelled in ("int4full-g32", "W=int4full,A=int4full-g32", "A4W4"):
+        assert score(predictions(frame, recipe=spelled), frame).groups[0].scored == 15, spelled
+
+
 def test_a_word_that_all_rows_have_is_one_even_where_it_could_be_a_missing_number():
     (group, *_) = score(predictions(runs(), ptq_method="none"), runs()).groups
     assert group.scored == 30

@@ -140,6 +140,17 @@ def test_where_takes_a_column_or_an_expression():
             where_mask(frame, bad)
 
 
+def test_where_takes_recipes_as_a_configuration_has_them():
+    frame = runs(recipe=["bf16", "W4A4", "W=int4full,A=int4full-g32", "a name of theirs", *["W8"] * 5])
+    for where, rows in (
+        ("recipe == 'A4W4'", [1]),
+        ("recipe in ['int4full-g32', 'w 4']", [2]),
+        ("recipe == 'a name of theirs'", [3]),
+        ("recipe != 'int4full-g32' and recipe != 'W8'", [0, 1, 3]),
+    ):
+        assert np.flatnonzero(where_mask(frame, where)).tolist() == rows, where
+
+
 def test_files(tmp_path):
     runs().to_csv(tmp_path / "t.csv", index=False)
     runs().to_parquet(tmp_path / "t.parquet")
