@@ -24,7 +24,7 @@ def draw() -> Figure:
     left, right = figure.subplots(1, 2)
     singles = TABLES["alone"](runs)
     for colour, ((operand, bits), label) in zip(COLOURS, SHOWN.items(), strict=False):
-        for arm, style in (("a tensor", "-"), ("a token", "")):
+        for arm, style in (("a tensor", "-"), ("a token", "--")):
             if operand == "w_bits" and arm == "a token":
                 continue
             part = singles[

@@ -5,6 +5,7 @@ The cost of a precision is its run's loss less the mean loss of runs of the same
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,8 @@ OPERANDS = {"w_bits": "weights", "a_bits": "activations", "kv_bits": "keys and v
 ARMS = {"study-kumar": "a tensor", "study-kumar-held-out": "a tensor", "study-kumar_token": "a token"}
 NAMES = {442_368: "0.44M", 1_812_480: "1.8M", 6_225_920: "6M", 14_155_776: "14M"}
 BITS = list(OPERANDS)
+WHAT = ("weights and activations", "both, FC2's input 8 bits", "activations", "weights")
+ASTRAY = ("4a42b8492315", "f79e91e1ca3c", "6a2331a242c5")  # docs/study.md, Groups
 
 
 def trained() -> pd.DataFrame:
@@ -51,7 +54,7 @@ def costs_alone(runs: pd.DataFrame) -> Iterable[str]:
     means = alone(runs).groupby(["operand", "arm", "bits", "D"]).cost.mean().unstack("bits")
     yield row("what is rounded", "a scale", "D", *(f"{b:g} bits" for b in means.columns), head=True)
     for operand in BITS:
-        for arm, d in (("a token", 6), ("a tensor", 6), ("a tensor", 18), ("a tensor", 54)):
+        for arm, d in (("a token", 6), ("a token", 18), ("a tensor", 6), ("a tensor", 18), ("a tensor", 54)):
             if (operand, arm, d) in means.index and not (operand == "w_bits" and arm == "a token"):
                 cells = ("" if np.isnan(x) else f"{x:.3f}" for x in means.loc[(operand, arm, d)])
                 yield row(OPERANDS[operand], "a channel" if operand == "w_bits" else arm, f"{d}M", *cells)
@@ -68,12 +71,31 @@ def growth(runs: pd.DataFrame) -> Iterable[str]:
             (singles.operand == operand) & (singles.arm == arm) & singles.bits.isin(widths) & (singles.D > 5)
         ]
         table = part[["run_id", "N_params", "D_tokens", "seed"]].assign(gap=part.cost, ptq_bits=part.bits)
-        one_d = {"fix": {"gamma_D": 0.0}} if arm == "a token" else {}
-        fit = precisionlm.fit(table, "kumar_ptq", starts=60, bootstrap=200, **one_d)
-        ends = {name: f"{fit.params[name]:.2f} [{low:.2f}, {high:.2f}]" for name, (low, high) in fit.intervals.items()}
+        fit = precisionlm.fit(table, "kumar_ptq", starts=60, bootstrap=200)
         shared = "a channel" if operand == "w_bits" else arm
-        told = (ends.get(name, "one D") for name in ("gamma_D", "gamma_N", "gamma_post"))
+        told = (constant(fit, name) for name in ("gamma_D", "gamma_N", "gamma_post"))
         yield row(OPERANDS[operand], shared, ", ".join(map(str, widths)), fit.rows_used, *told)
+
+
+def three_times(runs: pd.DataFrame) -> Iterable[str]:
+    """The same two sizes at 6M and 18M tokens: how much more one operand's bits cost, where both costs stand out."""
+    part = alone(runs)
+    part = part[(part.N_params < 2e6) & part.D.isin([6, 18])]
+    means = part.groupby(["operand", "arm", "bits", "D"]).cost.mean().unstack("D")
+    means = means[(means[6] > 0.015) & (means[18] < 2)]
+    widths = (2, 3, 4, 5, 6)
+    yield row("what is rounded", "a scale", *(f"{b} bits" for b in widths), head=True)
+    for operand, arm in (("w_bits", "a tensor"), ("a_bits", "a token"), ("a_bits", "a tensor"), ("kv_bits", "a token"),
+                         ("kv_bits", "a tensor")):  # fmt: skip
+        factors = (means[18] / means[6]).loc[(operand, arm)]
+        cells = (f"{factors[b]:.1f}" if b in factors else "" for b in widths)
+        yield row(OPERANDS[operand], "a channel" if operand == "w_bits" else arm, *cells)
+
+
+def constant(fit: Any, name: str) -> str:
+    """A constant of a fit with its interval, if the refits settle it."""
+    low, high = fit.intervals[name]
+    return f"{fit.params[name]:.2f} " + (f"[{low:.2f}, {high:.2f}]" if high - low < 10 else "(not settled)")
 
 
 def together(runs: pd.DataFrame) -> Iterable[str]:
@@ -121,6 +143,46 @@ def recipes(runs: pd.DataFrame) -> Iterable[str]:
         yield row(f"`{name}`", *(f"{x:.3f}" for x in costs), *(f"{x:.0%}" for x in [*worth.values(), *kept.values()]))
 
 
+def grouped() -> pd.DataFrame:
+    """Block 4's runs of 4 bits: `cost` against the run of 12 bits of the same N and D, `what` is of 4 bits, `G`, D."""
+    block = trained()
+    block = block[block.name == "study-groups"]
+    fine = block[block.recipe == "W12A12"].set_index(["N_params", "D"]).val_loss
+    cost = block.val_loss - fine.reindex(pd.MultiIndex.from_frame(block[["N_params", "D"]])).to_numpy()
+    both = (block.w_bits < 12) & (block.a_bits < 12)
+    what = np.select(
+        [block.recipe.str.contains("@down"), both, block.w_bits < 12], [WHAT[1], WHAT[0], WHAT[3]], WHAT[2]
+    )
+    sharing = np.where(block.w_bits < 12, block.w_group, block.a_group)
+    block = block.assign(cost=cost, what=what, G=sharing)
+    return block[(block.recipe != "W12A12") & block.cost.notna() & ~block.run_id.isin(ASTRAY)]
+
+
+def groups(runs: pd.DataFrame) -> Iterable[str]:
+    """Block 4: mean cost over three sizes by what shares a scale; activations' over weights', and both over the sum."""
+    means = grouped().groupby(["what", "D", "G"]).cost.mean().unstack("G")
+    yield row("4 bits", "D", *(f"G = {g:g}" for g in means.columns[:-1]), "channel or token", head=True)
+    for what in WHAT:
+        for d in (6, 18):
+            yield row(what, f"{d}M", *(f"{x:.3f}" for x in means.loc[(what, d)]))
+    for d in (6, 18):
+        both, _, a, w = (means.loc[(what, d)] for what in WHAT)
+        yield row("activations over weights", f"{d}M", *(f"{x:.1f}" for x in a / w))
+        yield row("both over their sum", f"{d}M", *(f"{x:.2f}" for x in both / (a + w)))
+
+
+def group_powers(runs: pd.DataFrame) -> Iterable[str]:
+    """Block 4: Chen et al.'s k D^γ_D (log2 G)^γ_G / N^γ_N, of runs with groups."""
+    block = grouped()
+    yield row("4 bits", "runs", "γ_D", "γ_N", "γ_G", "γ_G of Chen et al.", head=True)
+    for what, theirs in zip(WHAT, (0.7779, 0.3407, 0.9812, 0.3533), strict=True):
+        part = block[(block.what == what) & np.isfinite(block.G)]
+        table = part[["run_id", "N_params", "D_tokens", "seed"]].assign(gap=part.cost, w_group=part.G)
+        fit = precisionlm.fit(table, "chen_gap", starts=60, bootstrap=200)
+        powers = (constant(fit, name) for name in ("gamma_D", "gamma_N", "gamma_G"))
+        yield row(what, fit.rows_used, *powers, f"{theirs:.2f}")
+
+
 def slope(runs: pd.DataFrame, d: int) -> float:
     """Nats/token a factor e of parameters, between the two smallest sizes at d million tokens."""
     loss = runs[runs["D"] == d].groupby("N_params").reference.first()
@@ -160,6 +222,7 @@ def after(runs: pd.DataFrame) -> Iterable[str]:
     """Loss after rounding to nearest, a scale a channel, at the end of runs under WSD, by tokens: mean over seeds."""
     rounded = precisionlm.load_runs("study-2026")
     kept = (rounded.evaluation == "ptq") & (rounded.ptq_method == "rtn") & (rounded.ptq_scale == "channel")
+    kept &= rounded.name != "study-held-out-second"  # other D
     kept &= (rounded.schedule == "wsd") & ~rounded.intermediate.fillna(False).astype(bool)
     rounded = rounded[kept].assign(D=lambda r: (r.D_tokens / 1e6).round().astype(int))
     means = rounded.groupby(["N_params", "ptq_format", "D"]).val_loss.mean().unstack("D")
@@ -177,6 +240,18 @@ def row(*cells: object, head: bool = False) -> str:
 
 if __name__ == "__main__":
     runs = trained()
-    for table in (noise, costs_alone, growth, together, per_bit, floats, recipes, after):
+    for table in (
+        noise,
+        costs_alone,
+        three_times,
+        growth,
+        together,
+        per_bit,
+        floats,
+        groups,
+        group_powers,
+        recipes,
+        after,
+    ):
         print(f"{table.__name__}\n")
         print("\n".join(table(runs)) + "\n")

@@ -39,7 +39,8 @@ def test_the_tables_of_the_study_are_those_that_its_script_prints():
     study = (ROOT / "docs/study.md").read_text().splitlines()
     runs = script["trained"]()
     assert len(runs) > 800
-    for name in ("noise", "costs_alone", "together", "per_bit", "floats", "recipes", "after"):  # growth is of fits
+    for name in ("noise", "costs_alone", "three_times", "together", "per_bit", "floats", "groups", "recipes", "after"):
+        # growth and group_powers are of fits
         for line in "\n".join(script[name](runs)).splitlines():
             assert line in study, name
 

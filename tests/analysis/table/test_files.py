@@ -98,9 +98,10 @@ def test_the_published_table_is_read_by_its_name_and_says_what_docs_say_of_it():
     assert set(found.columns) <= set(NAMES)
     counts = found.groupby(["name", "evaluation"]).size().to_dict()
     assert counts["study-rates", "trained"] == 16 and counts["study-base", "trained"] == 50
-    assert counts["study-kumar", "trained"] == 396 and counts["study-kumar_token", "trained"] == 144
+    assert counts["study-kumar", "trained"] == 396 and counts["study-kumar_token", "trained"] == 158
     assert counts["study-base", "checkpoint"] == 33 and counts["study-base", "ptq"] == 2088
-    assert found.drop_duplicates("run_id").shape[0] == 877
+    assert counts["study-groups", "trained"] == 135 and counts["study-held-out-second", "ptq"] == 24
+    assert found.drop_duplicates("run_id").shape[0] == 1084
 
 
 def test_other_names_are_files(tmp_path):
