@@ -10,7 +10,7 @@ from typing import Any
 from precisionlm.cli.data_bench import add_data_bench
 from precisionlm.cli.fit_arguments import names_of
 from precisionlm.cli.verbs import add_verb, check_counts
-from precisionlm.errors import DONE, UserError
+from precisionlm.errors import BAD_INPUT, DONE, UserError
 from precisionlm.json_text import dumps
 
 
@@ -156,7 +156,7 @@ def _compile(args: argparse.Namespace) -> int:
     # Errors of the file come before JAX does.
     asked = load_sweep(args.config, args.rest) if args.sweep else [load_experiment(args.config, args.rest)]
     from precisionlm.compiling.ahead_of_time import compile_for, compile_sweep
-    from precisionlm.compiling.report import as_json, as_text, details
+    from precisionlm.compiling.report import answered, as_json, as_text, details
     from precisionlm.progress import reporting
 
     with reporting("compile") as report:
@@ -168,7 +168,7 @@ def _compile(args: argparse.Namespace) -> int:
         print(as_json(rows))
     else:
         print(as_text(rows) if args.sweep else details(rows[0]))
-    return DONE
+    return DONE if answered(rows) else BAD_INPUT
 
 
 def _explain(args: argparse.Namespace) -> int:

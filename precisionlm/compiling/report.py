@@ -109,6 +109,11 @@ def as_json(reports: Sequence[Report]) -> str:
     return dumps([asdict(r) | {"utilization": r.utilization} for r in reports], indent=1)
 
 
+def answered(rows: Sequence["Report"]) -> bool:
+    """Whether the compiler said of any whether it fits."""
+    return any(row.status not in (FAILED, TIMED_OUT) for row in rows)
+
+
 def as_text(reports: Sequence[Report]) -> str:
     """One line a program: memory against HBM, FLOPs, bytes over links, and the estimated step."""
     columns = [

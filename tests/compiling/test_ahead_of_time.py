@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from precisionlm.cli.main import main
 from precisionlm.cluster.hardware import GIB
 from precisionlm.compiling import ahead_of_time
 from precisionlm.compiling.ahead_of_time import compile_for, compile_sweep
@@ -20,6 +21,7 @@ from precisionlm.config import (
     OptimizerConfig,
     PrecisionConfig,
     TrainingConfig,
+    to_yaml,
 )
 from precisionlm.errors import UserError
 from precisionlm.model.presets import load_experiment
@@ -160,6 +162,18 @@ def test_a_compiler_that_takes_too_long_is_a_row():
     report = compile_for(experiment(), "v5e:2x2", timeout_seconds=0.5)
     assert report.status == "timed out"
     assert "timed out" in as_text([report])
+
+
+@pytest.mark.parametrize(("status", "code"), [("fits", 0), ("out of memory", 0), ("failed", 2), ("timed out", 2)])
+def test_the_exit_code_says_whether_there_is_an_answer(tmp_path, monkeypatch, capsys, status, code):
+    def pretend(e: Experiment, topology: str, timeout_seconds: float, pack: int | None) -> Report:
+        return Report(e.name, e.precision.recipe, 0, topology, 4, "TPU v5 lite", {}, e.batch_tokens, status)
+
+    monkeypatch.setattr(ahead_of_time, "compile_for", pretend)
+    path = tmp_path / "experiment.yaml"
+    path.write_text(to_yaml(experiment()))
+    assert main(["compile", str(path), "--topology", "v5e:2x2"]) == code
+    assert status in capsys.readouterr().out
 
 
 def test_a_sweep_stops_at_what_does_not_fit_and_compiles_no_program_twice(monkeypatch):
