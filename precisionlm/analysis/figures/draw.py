@@ -34,12 +34,14 @@ LINE, LETTER = 0.17, 0.066  # inches that a line and a letter of the legend take
 
 @dataclass(frozen=True)
 class Look:
-    """How a recipe or a size is drawn: points by colour and marker, unfilled if `open`, lines by colour and dash."""
+    """How a recipe or a size is drawn: points by colour and marker, unfilled if `open`, lines by colour and dash.
+    place: of a recipe among all, from which its look follows."""
 
     colour: Any
     marker: str
     dash: Any
     open: bool = False
+    place: int = 0
 
     def points(self) -> dict[str, Any]:
         """Keywords of `plot` for runs."""

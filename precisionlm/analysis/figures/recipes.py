@@ -32,7 +32,8 @@ class Recipes:
 
 
 def recipes_of(frame: pd.DataFrame, fits: Sequence[Analysis] = ()) -> Recipes:
-    """The recipes of a table as read, and one look for each, the same in all figures of these fits on it.
+    """The recipes of a table as read, and one look for each, the same in all figures of these fits on it. Those that
+    the fits are of come first in colours, so that of a table of many recipes eight at least look alike in nothing.
 
     A row is named by the column that a law of formats was fitted on, else by `recipe`, else by its operands' formats
     and widths, else by what a law reads of its precision; then by its width after training.
@@ -45,9 +46,15 @@ def recipes_of(frame: pd.DataFrame, fits: Sequence[Analysis] = ()) -> Recipes:
     names = np.array([f"{n} PTQ{b:g}" if np.isfinite(b) else n for n, b in zip(names, after, strict=True)], object)
     full = sorted(set(names.tolist()), key=lambda name: (-_width(frame, names == name, name), name))
     short = _distinct([plain(name) for name in _without_common_words(full)])
-    looks = {name: Look(COLOURS[i % 8], MARKERS[(i + i // 8) % 11], DASHES[i % 7]) for i, name in enumerate(short)}
     of = dict(zip(full, short, strict=True))
+    fitted = {of[name] for fit in fits for name in names[fit.result.table.rows]}
+    place = {name: i for i, name in enumerate(sorted(short, key=lambda name: name not in fitted))}
+    looks = {name: _look(place[name]) for name in short}
     return Recipes(np.array([of[name] for name in names]), looks)
+
+
+def _look(i: int) -> Look:
+    return Look(COLOURS[i % 8], MARKERS[(i + i // 8) % 11], DASHES[i % 7], place=i)
 
 
 def plain(text: str, most: int = 28) -> str:

@@ -157,7 +157,7 @@ def _along(axis: _Axis, points: list[Point]) -> dict[str, Any]:
 
 def _look(recipes: Recipes, name: str) -> dict[str, Any]:
     """Black is drawn in the colour of the text, which is light on a dark page."""
-    colour, place = recipes.looks[name].colour, list(recipes.looks).index(name)
+    colour, place = recipes.looks[name].colour, recipes.looks[name].place
     return {"name": name, "colour": "currentColor" if colour == "#000000" else colour,
             "shape": (place % 8 + place // 8) % SHAPES}  # fmt: skip
 

@@ -76,6 +76,18 @@ def test_a_recipe_looks_the_same_in_every_figure_of_every_fit(frame, fits, recip
     assert all(to_rgba(recipes.looks[name].colour) == colour for name, colour in colours.items())
 
 
+def test_recipes_of_a_fit_have_colours_of_their_own_in_a_table_of_many_more():
+    names = [f"W{w}A{a}" for w in range(2, 9) for a in range(2, 9)]
+    kept = names[3::6][:8]
+    table = runs({name: 1 - 0.01 * i for i, name in enumerate(names)})
+    fit = analyze(table, "chinchilla", where=f"recipe in {kept}", starts=4)
+    found = recipes_of(table, [fit])
+    assert len(found.looks) == len(names) and list(found.looks) == list(recipes_of(table).looks)
+    own = [found.looks[name] for name in found.order(found.of(fit))]
+    assert len({look.colour for look in own}) == len({look.marker for look in own}) == len(own) == 8
+    assert sorted(look.place for look in found.looks.values()) == list(range(len(names)))
+
+
 def test_a_hundred_rows_of_forty_recipes_are_told_apart_in_grey():
     frame = pd.DataFrame({"recipe": [f"r{i}" for i in range(40)], "w_bits": 4.0})
     made = recipes_of(frame).looks
