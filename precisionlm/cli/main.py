@@ -3,6 +3,7 @@
 import argparse
 import logging
 import math
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from precisionlm.cli.training import add_training
 from precisionlm.cli.verbs import Parser, add_verb, print_runs, without_overrides
 from precisionlm.cli.watch import add_watch
 from precisionlm.cluster.children import end_with_parent
-from precisionlm.errors import DONE, UserError
+from precisionlm.errors import DEBUG, DONE, UserError
 from precisionlm.json_text import dumps
 
 
@@ -34,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     # Imported libraries talk at INFO and WARNING about their own workings; a user reads ours.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    if DEBUG not in os.environ:  # these log, with a traceback, what they raise as well and we say in one line
+        for library in ("gcsfs", "s3fs", "fsspec", "google", "aiobotocore", "botocore"):
+            logging.getLogger(library).setLevel(logging.CRITICAL)
     words, overrides = without_overrides(arguments)
     args, rest = build_parser().parse_known_args(words)
     for name, value in vars(args).items():

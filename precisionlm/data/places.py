@@ -18,6 +18,7 @@ Place = str | Path
 """A path, or a URL with a scheme."""
 
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try
+LONGEST = 30.0  # seconds after which there is none: gcsfs and s3fs try again too, gcsfs for half a minute by itself
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _PERMANENT_ERRNO = {errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
@@ -117,7 +118,7 @@ def is_concurrent(place: Place) -> bool:
 def _persistently(action: Callable[[], T], place: Place) -> T:
     """`action`, tried again after WAITS while the connection fails. PreemptedError after the last; OSError and
     UserError where trying again is of no use."""
-    waits, failed = WAITS, 0
+    waits, failed, began = WAITS, 0, time.monotonic()
     while True:
         try:
             return action()
@@ -126,7 +127,7 @@ def _persistently(action: Callable[[], T], place: Place) -> T:
         except Exception as error:  # every file system has errors of its own
             if not _is_lost_connection(error):
                 raise UserError(f"{place} cannot be read: {_line(error)}") from None
-            if failed == len(waits):
+            if failed == len(waits) or time.monotonic() - began > LONGEST:
                 raise PreemptedError(
                     f"{place} cannot be reached ({_line(error)}; {failed + 1} tries); the same command goes on later"
                 ) from None
@@ -135,15 +136,21 @@ def _persistently(action: Callable[[], T], place: Place) -> T:
 
 
 def _is_lost_connection(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno not in _PERMANENT_ERRNO
+    """Whether trying again may help: a connection that broke, a server that is busy or fails; not what was refused or
+    is not there. Of an answer the status decides (gcsfs's `code`, aiohttp's `status`); gcsfs tells of one that forbids
+    by an OSError without a number."""
     kind = type(error)
+    status = str(getattr(error, "code", None) or getattr(error, "status", None) or "")
+    if status.isdigit() and int(status) >= 400:
+        return int(status) in (408, 429) or int(status) >= 500
     if "Credential" in kind.__name__ or "Auth" in kind.__name__:
         return False
-    return isinstance(error, TimeoutError | EOFError) or kind.__module__.split(".")[0] in _NETWORK
+    if isinstance(error, ConnectionError | TimeoutError | EOFError) or kind.__module__.split(".")[0] in _NETWORK:
+        return True
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in _PERMANENT_ERRNO
 
 
 def _line(error: Exception) -> str:
-    """The kind of an error, and the first line of what it says."""
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text.strip() else type(error).__name__
+    """The kind of an error and what it says, in one line."""
+    text = " ".join(((error.strerror if isinstance(error, OSError) else None) or str(error)).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

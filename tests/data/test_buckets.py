@@ -1,11 +1,13 @@
 """Shards, on a disk and in a bucket: the tokens, order and run ids of one local file; what is cached, what fails."""
 
+import errno
 import json
 import threading
 import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,6 +166,61 @@ def test_training_saves_what_it_has_before_it_gives_up(
     losses = [[line["loss"] for line in log if "loss" in line] for log in logs]
     assert losses[0] == losses[1] and len(losses[0]) == experiment.training.steps
     assert again.result.row["segments"] == 2
+
+
+class HttpError(Exception):
+    """As gcsfs raises an answer: the status is its `code`."""
+
+    def __init__(self, code: int | str) -> None:
+        super().__init__(f"Anonymous caller does not have access, {code}")
+        self.code = code
+
+
+class NoCredentialsError(Exception):
+    """As botocore raises it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (HttpError(401), False),
+        (HttpError("403"), False),
+        (HttpError(429), True),
+        (HttpError(503), True),
+        (OSError("Forbidden: https://storage.googleapis.com/b/o\nno permission"), False),  # gcsfs's 403
+        (PermissionError("Access Denied"), False),  # s3fs's
+        (NoCredentialsError("Unable to locate credentials"), False),
+        (ValueError("Bad Request: https://storage.googleapis.com/b/o\nInvalid bucket name"), False),
+        (OSError(errno.EIO, "SlowDown"), True),  # s3fs's, of what it has no name for
+        (OSError(errno.ECONNREFUSED, "Connect call failed"), True),
+        (ConnectionResetError("the peer is gone"), True),
+        (TimeoutError(), True),
+    ],
+)
+def test_what_is_refused_is_bad_input_and_what_breaks_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, bucket: type[Lag], error: Exception, lost: bool
+) -> None:
+    async def fail(self: Lag) -> None:
+        asked.append(self)
+        raise error
+
+    asked: list[Lag] = []
+    monkeypatch.setattr(places, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(Lag, "_request", fail)
+    with pytest.raises(PreemptedError if lost else UserError) as caught:
+        places.read_bytes("lag://bucket/meta.json")
+    assert len(asked) == (3 if lost else 1)
+    assert "\n" not in str(caught.value) and type(error).__name__ in str(caught.value)
+
+
+def test_a_file_system_that_tries_again_itself_is_not_asked_for_minutes(
+    monkeypatch: pytest.MonkeyPatch, bucket: type[Lag]
+) -> None:
+    clock = iter(range(0, 1000, 20))  # a try of gcsfs's takes half a minute
+    monkeypatch.setattr(places, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None))
+    bucket.failing = 10**9
+    with pytest.raises(PreemptedError, match=r"2 tries"):
+        places.read_bytes("lag://bucket/meta.json")
 
 
 def test_what_is_not_there(tmp_path: Path, bucket: type[Lag], sharded: Path) -> None:
