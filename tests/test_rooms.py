@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "progress",
         "columns",
         "expressions",
+        "outages",
         "analysis.table",
     ),
     ("precision", "cluster", "sections", "analysis.laws"),

@@ -4,7 +4,6 @@ A connection that is lost is tried again; one that stays lost is `PreemptedError
 again later (exit code 75).
 """
 
-import errno
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from precisionlm.errors import PreemptedError, UserError
+from precisionlm.outages import is_lost_connection
 
 T = TypeVar("T")
 Place = str | Path
@@ -21,8 +21,6 @@ WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try
 LONGEST = 30.0  # seconds after which there is none: gcsfs and s3fs try again too, gcsfs for half a minute by itself
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_PERMANENT_ERRNO = {errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
-_NETWORK = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "s3fs", "urllib3", "requests", "google", "asyncio", "fsspec")
 
 
 def is_url(place: Place) -> bool:
@@ -125,7 +123,7 @@ def _persistently(action: Callable[[], T], place: Place) -> T:
         except (UserError, *_PERMANENT):
             raise
         except Exception as error:  # every file system has errors of its own
-            if not _is_lost_connection(error):
+            if not is_lost_connection(error):
                 raise UserError(f"{place} cannot be read: {_line(error)}") from None
             if failed == len(waits) or time.monotonic() - began > LONGEST:
                 raise PreemptedError(
@@ -133,21 +131,6 @@ def _persistently(action: Callable[[], T], place: Place) -> T:
                 ) from None
         time.sleep(waits[failed])
         failed += 1
-
-
-def _is_lost_connection(error: Exception) -> bool:
-    """Whether trying again may help: a connection that broke, a server that is busy or fails; not what was refused or
-    is not there. Of an answer the status decides (gcsfs's `code`, aiohttp's `status`); gcsfs tells of one that forbids
-    by an OSError without a number."""
-    kind = type(error)
-    status = str(getattr(error, "code", None) or getattr(error, "status", None) or "")
-    if status.isdigit() and int(status) >= 400:
-        return int(status) in (408, 429) or int(status) >= 500
-    if "Credential" in kind.__name__ or "Auth" in kind.__name__:
-        return False
-    if isinstance(error, ConnectionError | TimeoutError | EOFError) or kind.__module__.split(".")[0] in _NETWORK:
-        return True
-    return isinstance(error, OSError) and error.errno is not None and error.errno not in _PERMANENT_ERRNO
 
 
 def _line(error: Exception) -> str:

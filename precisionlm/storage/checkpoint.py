@@ -23,6 +23,7 @@ from etils import epath
 from precisionlm.cluster.processes import gather, is_first, on_first
 from precisionlm.config import CheckpointConfig
 from precisionlm.errors import CannotWriteError, UserError
+from precisionlm.outages import outage_of, raise_outage
 from precisionlm.storage.host_memory import get_memory, on_hosts
 from precisionlm.storage.orbax_quirks import Quiet, collect_given_up, let_go
 from precisionlm.storage.run_directory import RunDirectory
@@ -101,7 +102,7 @@ class Checkpoints:
     def restore(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, state, position) of the newest checkpoint readable by all processes, placed as `abstract_state` says;
         None if there is none. A damaged one is passed over with a warning. Raises UserError where shapes or dtypes
-        differ."""
+        differ or the storage refuses, PreemptedError where it is away."""
         for step in sorted(on_first(lambda: list(self._manager.all_steps())), reverse=True):
             restored, reason = None, None
             try:
@@ -109,13 +110,16 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:
-                reason = _first_line(error)
+                reason = [outage_of(error, self._folder), _first_line(error)]
             reasons = [found for found in gather(reason) if found]
             if restored is not None and not reasons:
                 return step, restored["state"], restored["position"]
             collect_given_up()
+            for outage, said in reasons:
+                raise_outage(outage, f"{self._folder}: the checkpoint of step {step}", said)
             self._damaged.add(step)
-            warnings.warn(f"checkpoint of step {step} is damaged ({reasons[0]}); trying an older one", stacklevel=2)
+            told = reasons[0][1]
+            warnings.warn(f"checkpoint of step {step} is damaged ({told}); trying an older one", stacklevel=2)
         return None
 
     def _read(self, step: int, abstract_state: Any) -> Any:
@@ -216,8 +220,8 @@ def restore_state(folder: epath.PathLike, abstract_state: Any) -> tuple[int, Any
 
 def restore_params(folder: epath.PathLike, abstract_params: Any, step: int | None = None) -> tuple[int, Any]:
     """(step, weights) of a run's newest checkpoint, or of that after `step` steps, those that `abstract_params` names,
-    without optimizer state. Raises UserError if there is none or where shapes or dtypes differ, DamagedError where it
-    cannot be read."""
+    without optimizer state. Raises UserError if there is none, where shapes or dtypes differ or the storage refuses,
+    DamagedError where it cannot be read, PreemptedError where the storage is away."""
     root, steps = absolute(folder), steps_in(folder)
     if not steps or step not in (None, *steps):
         raise UserError(f"{folder} holds no checkpoint" + (f" of step {step}" if steps else ""))
@@ -230,9 +234,10 @@ def restore_params(folder: epath.PathLike, abstract_params: Any, step: int | Non
         except Exception as error:  # of many kinds: what orbax and tensorstore say of files that are cut short
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise
-            reason = _first_line(error)
+            reason, outage = _first_line(error), outage_of(error, root)
             let_go(error)
         collect_given_up()
+    raise_outage(outage, f"{root}: the checkpoint of step {chosen}", reason)
     before = [str(other) for other in steps if other < chosen]
     there = f"those before it: {', '.join(before)}" if before else "there is none before it"
     raise DamagedError(f"{root}: the checkpoint of step {chosen} is damaged ({reason}); {there}")
@@ -270,8 +275,8 @@ def newest_position(folder: epath.PathLike) -> tuple[int, dict[str, Any]] | None
         try:
             with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
                 return step, checkpointer.restore(absolute(folder) / str(step) / "position")
-        except (OSError, ValueError):
-            continue
+        except (OSError, ValueError) as error:
+            raise_outage(outage_of(error, folder), f"{folder}: the checkpoint of step {step}", _first_line(error))
     return None
 
 

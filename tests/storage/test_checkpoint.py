@@ -6,13 +6,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from precisionlm.config import CheckpointConfig
-from precisionlm.errors import UserError
-from precisionlm.storage.checkpoint import Checkpoints
+from precisionlm.errors import PreemptedError, UserError
+from precisionlm.storage.checkpoint import Checkpoints, DamagedError, newest_position, restore_params
 
 
 @pytest.mark.parametrize(("axes", "spec"), [((8,), P("a")), ((8,), P()), ((2, 4), P("b"))])
@@ -43,6 +44,37 @@ def test_a_step_that_is_there_is_not_written_again(tmp_path, monkeypatch):
         monkeypatch.setattr(checkpoints, "_save", partial(pytest.fail, "written again"))
         checkpoints.save(1, state, {})
         checkpoints.wait()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "message"),
+    [
+        ("UNAVAILABLE: the bucket does not answer", PreemptedError, "step 2 cannot be reached .UNAVAILABLE"),
+        ("PERMISSION_DENIED: credentials ran out", UserError, "step 2 may not be read .PERMISSION_DENIED"),
+    ],
+)
+def test_storage_that_is_away_or_refuses_is_no_damage(tmp_path, monkeypatch, said, kind, message):
+    def fail(*_, **__):
+        raise ValueError(said)
+
+    state, folder = {"params": {"w": jnp.ones((4, 4))}}, tmp_path / "checkpoints"
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state, {"data": step})
+        checkpoints.wait()
+        monkeypatch.setattr(checkpoints._manager, "restore", fail)
+        with pytest.raises(kind, match=message):  # and no older one, and no beginning anew
+            checkpoints.restore(state)
+        monkeypatch.undo()
+        assert checkpoints.restore(state)[0] == 2 and not checkpoints._damaged
+    monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
+    with pytest.raises(kind, match=message) as caught:
+        restore_params(folder, state["params"])
+    assert not isinstance(caught.value, DamagedError)
+    with pytest.raises(kind, match=message):
+        newest_position(folder)
+    monkeypatch.undo()
+    assert newest_position(folder) == (2, {"data": 2})
 
 
 def test_a_write_that_failed_is_heard_of_at_once(tmp_path, monkeypatch):
