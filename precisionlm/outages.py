@@ -15,8 +15,7 @@ Outage = Literal["away", "refused", ""]
 """`away`: trying again later may help; `refused`: it takes a person; empty: neither, so the bytes are at fault."""
 
 _NETWORK = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "s3fs", "urllib3", "requests", "google", "asyncio", "fsspec")
-_NOT_LOST = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC, errno.EROFS,
-             errno.ENAMETOOLONG, errno.ELOOP}  # fmt: skip
+_NOT_LOST = {errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
 # A disk's EIO may be a bad sector: an older checkpoint helps there, and waiting does not.
 _AWAY = {errno.ESTALE, errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.ENETUNREACH,
          errno.ENETDOWN, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENOTCONN, errno.EPIPE}  # fmt: skip

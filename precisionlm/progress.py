@@ -38,7 +38,9 @@ class TimeLeft:
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)  # seconds, and the share done in them
 
     def after(self, now: float, share: float) -> str:
-        """In words, after a report at `now` (s); unknown until progress was reported twice."""
+        """In words, after a report at `now` (s); unknown until progress was reported twice, nothing at the end."""
+        if share >= 1:
+            return f"{clock(0)} left"
         if self._first is None or self._last is None:
             self._first = self._last = now, share
             return "time left unknown"

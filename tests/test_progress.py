@@ -81,3 +81,7 @@ def test_steps_are_told_with_their_speed(monkeypatch):
         (0.5, "step 2/4  loss 2.5000  500 tokens/s"),
         (1.0, "step 4/4  loss 2.5000  750 tokens/s"),
     ]
+
+
+def test_at_the_end_nothing_is_left():
+    assert TimeLeft().after(3.0, 1.0) == "0:00 left"

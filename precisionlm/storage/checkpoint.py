@@ -22,7 +22,7 @@ from etils import epath
 
 from precisionlm.cluster.processes import gather, is_first, on_first
 from precisionlm.config import CheckpointConfig
-from precisionlm.errors import CannotWriteError, UserError
+from precisionlm.errors import CannotWriteError, PreemptedError, UserError
 from precisionlm.outages import outage_of, raise_outage
 from precisionlm.storage.host_memory import get_memory, on_hosts
 from precisionlm.storage.orbax_quirks import Quiet, collect_given_up, let_go
@@ -46,7 +46,8 @@ class _Manager(ocp.CheckpointManager):
 
 class Checkpoints:
     """The checkpoints of one run: written in the background by all processes, complete or absent, the newest `keep`
-    kept. Where the disk refuses, the next of `check`, `save` and `wait` raises UserError. Use it as a context."""
+    kept. Where the disk refuses, the next of `check`, `save` and `wait` raises UserError, where a bucket is away
+    PreemptedError. Use it as a context."""
 
     def __init__(self, folder: epath.PathLike, config: CheckpointConfig):
         self._folder = absolute(folder)
@@ -179,9 +180,10 @@ class Checkpoints:
             code = re.search(r"os_error_code='(\d+)'", str(error))
             reason = os.strerror(int(code[1])) if code else " ".join(str(error).split())[:300]
             let_go(error)
-            raise CannotWriteError(
-                f"{self._folder}: a checkpoint cannot be written: {reason}; the one before it is kept"
-            ) from None
+            said = f"{self._folder}: a checkpoint cannot be written: {reason}; the one before it is kept"
+            if outage_of(error, self._folder) == "away":
+                raise PreemptedError(f"{said}, and the same command goes on from it") from None
+            raise CannotWriteError(said) from None
 
 
 def folder_of(directory: RunDirectory, config: CheckpointConfig, name: str = "checkpoints") -> epath.Path:

@@ -13,9 +13,8 @@ from precisionlm.precision.describe import precision_columns
 from precisionlm.precision.recipe import parse_recipe
 from precisionlm.training.step import bound
 
-_SPELLED = dict.fromkeys(
-    ("recipe", "precision.recipe"), lambda text: str(parse_recipe(text))
-)  # no typo selects nothing
+# Strict, unlike that of tables, which others have made: what is no recipe would select nothing in silence.
+_SPELLED = dict.fromkeys(("recipe", "precision.recipe"), lambda text: str(parse_recipe(text)))
 
 
 def meant(experiment: Experiment, expressions: tuple[str, ...], source: str) -> bool:

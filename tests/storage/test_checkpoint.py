@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from precisionlm.config import CheckpointConfig
-from precisionlm.errors import PreemptedError, UserError
+from precisionlm.errors import CannotWriteError, PreemptedError, UserError
 from precisionlm.storage.checkpoint import Checkpoints, DamagedError, newest_position, restore_params
 
 
@@ -77,15 +77,23 @@ def test_storage_that_is_away_or_refuses_is_no_damage(tmp_path, monkeypatch, sai
     assert newest_position(folder) == (2, {"data": 2})
 
 
-def test_a_write_that_failed_is_heard_of_at_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (OSError("no room"), CannotWriteError, "no room; the one before it is kept$"),
+        (ValueError("UNAVAILABLE: no answer"), PreemptedError, "is kept, and the same command goes on from it$"),
+        (ValueError("PERMISSION_DENIED: write"), CannotWriteError, "PERMISSION_DENIED: write; the one before it"),
+    ],
+)
+def test_a_write_that_failed_is_heard_of_at_once(tmp_path, monkeypatch, error, kind, message):
     def refuse(*_):
-        raise OSError("no room")
+        raise error
 
     with Checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as checkpoints:
         monkeypatch.setattr(checkpoints, "_save", refuse)
         checkpoints.check()
         checkpoints.save(1, {"w": jnp.ones((4, 4))}, {})
-        with pytest.raises(UserError, match="a checkpoint cannot be written: no room; the one before it is kept"):
+        with pytest.raises(kind, match=f"a checkpoint cannot be written: .*{message}"):
             for _ in range(500):
                 checkpoints.check()
                 time.sleep(0.01)
